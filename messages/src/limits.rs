@@ -1,0 +1,24 @@
+//! Every size and count bound of the wire, in one place.
+
+/// The longest frame between `banger` and `bangerd`, in bytes. A list of 10,000 VMs fits.
+pub const CONTROL_FRAME_MAX: usize = 8 << 20;
+/// The longest frame between `bangerd` and `bangerd-root`, in bytes.
+pub const PRIVILEGED_FRAME_MAX: usize = 256 << 10;
+/// The longest frame to or from a guest, in bytes. A guest is hostile: this bounds what it can make us hold.
+pub const GUEST_FRAME_MAX: usize = 256 << 10;
+/// The longest payload of one stdin, stdout or stderr frame, in bytes; leaves room for the frame's own fields.
+pub const STREAM_CHUNK_MAX: usize = 128 << 10;
+/// How many bytes of stdin a client may send before the agent grants more.
+pub const STDIN_WINDOW: u32 = 1 << 20;
+/// The longest hello, in bytes.
+pub const HELLO_FRAME_MAX: usize = 256;
+/// The longest VM name: a DNS label (RFC 1035 section 2.3.4).
+pub const NAME_MAX: usize = 63;
+/// The longest image or kernel reference, in bytes.
+pub const REFERENCE_MAX: usize = 512;
+/// How many arguments, environment variables or labels one request may carry.
+pub const LIST_MAX: usize = 4096;
+/// The longest path of a Unix socket that the kernel takes, without the final NUL (`sun_path`, unix(7)).
+pub const SOCKET_PATH_MAX: usize = 107;
+/// The longest message of one link in an error chain, in bytes; longer ones are cut.
+pub const ERROR_MESSAGE_MAX: usize = 4096;

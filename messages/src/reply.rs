@@ -1,0 +1,154 @@
+//! What `bangerd` answers: progress while it works, then one reply or one error.
+
+use crate::error::WireError;
+use crate::guest::{GuestPorts, GuestStats};
+use crate::ids::{OperationId, VmId, VmName};
+use crate::image::{CatalogEntry, ImageView, KernelView};
+use crate::vm::{VmSize, VmView};
+use serde::{Deserialize, Serialize};
+
+/// One frame from `bangerd` to a client. Append only.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ServerFrame {
+    Progress(Progress),
+    /// The last frame. With `descriptors` file descriptors in its ancillary data (0 or 1).
+    Reply {
+        reply: Box<Reply>,
+        descriptors: u8,
+    },
+    /// The last frame.
+    Error(WireError),
+}
+
+/// The steps a user can wait for. Append only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// What was decided: `detail` is the `spec:` line.
+    Spec,
+    ImagePull,
+    KernelPull,
+    Admission,
+    Disk,
+    Network,
+    Vmm,
+    Boot,
+    Agent,
+    System,
+    Ssh,
+    Command,
+    Stop,
+    Delete,
+}
+
+impl Stage {
+    /// The word users see.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Spec => "spec",
+            Self::ImagePull => "image",
+            Self::KernelPull => "kernel",
+            Self::Admission => "admission",
+            Self::Disk => "disk",
+            Self::Network => "network",
+            Self::Vmm => "vmm",
+            Self::Boot => "boot",
+            Self::Agent => "agent",
+            Self::System => "system",
+            Self::Ssh => "ssh",
+            Self::Command => "command",
+            Self::Stop => "stop",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+/// What is being done. A stage may report many times; `finished` ends it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    pub stage: Stage,
+    pub detail: String,
+    /// Units done, and in all, where they are known (bytes for pulls).
+    pub done: Option<u64>,
+    pub total: Option<u64>,
+    /// Microseconds since the stage began.
+    pub elapsed_us: u64,
+    pub finished: bool,
+}
+
+/// Everything that can be answered. Append only.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    Done,
+    Daemon(DaemonStatus),
+    Vm(VmView),
+    Vms(Vec<VmView>),
+    /// One for each VM named, in their order.
+    Outcomes(Vec<VmOutcome>),
+    /// The descriptor speaks guest frames ([`crate::guest`]) for this operation; its `Open` frame has been sent.
+    Attached {
+        vm: VmId,
+        name: VmName,
+        operation: OperationId,
+        size: VmSize,
+    },
+    /// The descriptor is the log, open for reading. `running` says whether more may come.
+    Log {
+        running: bool,
+    },
+    Stats(GuestStats),
+    Ports(GuestPorts),
+    Catalog(Vec<CatalogEntry>),
+    Images(Vec<ImageView>),
+    Image(ImageView),
+    Kernels(Vec<KernelView>),
+    Kernel(KernelView),
+    /// `exec --detach`: the operation runs, nobody is attached.
+    Detached {
+        vm: VmId,
+        name: VmName,
+        operation: OperationId,
+    },
+}
+
+/// What became of one VM of several.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmOutcome {
+    /// What the user typed.
+    pub asked: String,
+    pub result: Result<VmChange, WireError>,
+}
+
+/// What was done to one VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmChange {
+    pub id: VmId,
+    pub name: VmName,
+    /// False where it already was so.
+    pub changed: bool,
+    /// How it was done where that is worth saying: `halted`, `ctrl-alt-del`, `killed`.
+    pub how: Option<String>,
+}
+
+/// What the daemon says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonStatus {
+    pub pid: u32,
+    pub build: String,
+    pub generation: u32,
+    pub socket: String,
+    pub state_dir: String,
+    pub uptime_ms: u64,
+    pub instance: crate::ids::InstanceId,
+    pub vms_running: u32,
+    pub vms_total: u32,
+    pub images: u32,
+    pub kernels: u32,
+    /// `firecracker` or `emulated`, and why.
+    pub vmm: String,
+    /// The helper's version, or why it cannot be reached.
+    pub helper: Result<String, String>,
+    /// Resident set size of the daemon, in KiB.
+    pub rss_kib: u64,
+}

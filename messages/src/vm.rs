@@ -1,0 +1,164 @@
+//! What a VM is asked to be, and what is told about one.
+
+use crate::ids::{ImageName, KernelName, VmId, VmName};
+use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
+
+/// Where a VM's network goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkMode {
+    /// A tap on the instance's bridge, with NAT to the host's uplink. Needs `bangerd-root`.
+    #[default]
+    Nat,
+    /// No network device at all.
+    None,
+}
+
+/// What a caller waits for. Ordered: each level includes those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Readiness {
+    /// The link is up and the root is mounted: exec works.
+    Agent,
+    /// The image's init has settled (or has been started, where it is not systemd).
+    System,
+    /// An SSH handshake with the managed key succeeded.
+    Ssh,
+}
+
+/// Whether the daemon starts a VM again that ended by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RestartPolicy {
+    #[default]
+    No,
+    /// Also after a reboot of the host.
+    Always,
+}
+
+/// Whether the VM outlives its command.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lifetime {
+    #[default]
+    Kept,
+    /// Deleted when its command ends, or when its client vanishes (`--rm`).
+    Ephemeral,
+}
+
+/// The published state of a VM; smaller than the state machine's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmState {
+    Stopped,
+    Starting,
+    Running,
+    Stopping,
+    /// The VMM or the boot failed; `last_error` says how. Can be started again.
+    Failed,
+    Deleting,
+}
+
+impl VmState {
+    /// The word users see.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stopped => "stopped",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Failed => "failed",
+            Self::Deleting => "deleting",
+        }
+    }
+}
+
+/// Where a size came from, for the `spec:` line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Provenance {
+    Flag,
+    Config,
+    Host,
+    BuiltIn,
+}
+
+/// A VM's sizes, decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSize {
+    pub vcpus: u8,
+    /// MiB.
+    pub memory_mib: u32,
+    /// Bytes of the writable disk.
+    pub disk_bytes: u64,
+    pub vcpus_from: Provenance,
+    pub memory_from: Provenance,
+    pub disk_from: Provenance,
+}
+
+/// What a VM is made from. `None` leaves the choice to config, host or built-in floor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSpec {
+    /// Two random words when absent.
+    pub name: Option<VmName>,
+    /// The configured default image when absent.
+    pub image: Option<crate::ids::Reference>,
+    /// The image's own kernel when absent.
+    pub kernel: Option<crate::ids::Reference>,
+    pub vcpus: Option<u8>,
+    pub memory_mib: Option<u32>,
+    pub disk_bytes: Option<u64>,
+    pub network: NetworkMode,
+    pub labels: Vec<(String, String)>,
+    pub restart: RestartPolicy,
+    pub lifetime: Lifetime,
+}
+
+impl Default for VmSpec {
+    fn default() -> Self {
+        Self {
+            name: None,
+            image: None,
+            kernel: None,
+            vcpus: None,
+            memory_mib: None,
+            disk_bytes: None,
+            network: NetworkMode::Nat,
+            labels: Vec::new(),
+            restart: RestartPolicy::No,
+            lifetime: Lifetime::Kept,
+        }
+    }
+}
+
+/// What is told about one VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmView {
+    pub id: VmId,
+    pub name: VmName,
+    pub state: VmState,
+    /// The highest level reached in this boot.
+    pub readiness: Option<Readiness>,
+    pub image: ImageName,
+    pub kernel: KernelName,
+    pub size: VmSize,
+    pub network: NetworkMode,
+    pub address: Option<Ipv4Addr>,
+    pub labels: Vec<(String, String)>,
+    pub restart: RestartPolicy,
+    pub lifetime: Lifetime,
+    /// Milliseconds since the Unix epoch.
+    pub created_at_ms: u64,
+    /// When the present boot began, in milliseconds since the Unix epoch.
+    pub started_at_ms: Option<u64>,
+    /// The VMM's process, while there is one.
+    pub vmm_pid: Option<u32>,
+    /// Operations running in the guest now.
+    pub operations: u32,
+    /// Why it failed, if it did.
+    pub last_error: Option<String>,
+    /// Something the user should know, such as a degraded systemd.
+    pub warning: Option<String>,
+}
