@@ -1,0 +1,224 @@
+//! The envelope on a port that outlives its ends: every envelope names the epoch it belongs to.
+//!
+//! A virtio-serial port has no connections. The agent behind it may be restarted, and a VM restored from a snapshot meets a
+//! new host with half an envelope of the old one in its buffers. Hence:
+//!
+//! * The guest begins an *epoch* with [`Kind::GuestStart`]; whatever belongs to an older one is dropped on both sides.
+//! * A host that attaches to a running guest sends [`Kind::HostStart`]; the guest answers with a new epoch.
+//! * Either may come after a broken envelope, so both can be preceded by [`RESYNC_LEN`] zeros, which complete it. Its trailer
+//!   is then wrong and it is dropped, instead of its zeros reaching a program's stdin.
+//!
+//! ```text
+//! magic 4 | kind 1 | payload length 3 | epoch 8 | CRC-32 of these 16 | payload | CRC again, inverted
+//! ```
+//! All little endian. No I/O here.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+/// The longest payload of one envelope.
+pub const PAYLOAD_MAX: usize = 64 << 10;
+/// Bytes before the payload.
+pub const HEADER_LEN: usize = 20;
+/// Bytes after the payload.
+pub const TRAILER_LEN: usize = 4;
+/// How many zeros complete any broken envelope.
+pub const RESYNC_LEN: usize = PAYLOAD_MAX + HEADER_LEN + TRAILER_LEN;
+
+const MAGIC: [u8; 4] = [0xba, 0x6e, 0x9e, 0x21];
+
+/// What an envelope is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Bytes of the multiplexer.
+    Data,
+    /// The guest begins the epoch that the envelope names.
+    GuestStart,
+    /// The host is new: begin an epoch, please.
+    HostStart,
+}
+
+impl Kind {
+    const fn to_byte(self) -> u8 {
+        match self {
+            Self::Data => 1,
+            Self::GuestStart => 2,
+            Self::HostStart => 3,
+        }
+    }
+
+    const fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            1 => Some(Self::Data),
+            2 => Some(Self::GuestStart),
+            3 => Some(Self::HostStart),
+            _ => None,
+        }
+    }
+}
+
+/// A whole envelope.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    pub kind: Kind,
+    pub epoch: u64,
+    pub payload: Bytes,
+}
+
+/// Appends an envelope to `out`.
+///
+/// # Panics
+/// Where the payload is over [`PAYLOAD_MAX`]: a bug of the caller.
+pub fn encode(out: &mut BytesMut, kind: Kind, epoch: u64, payload: &[u8]) {
+    assert!(payload.len() <= PAYLOAD_MAX, "callers split at PAYLOAD_MAX");
+    out.reserve(HEADER_LEN + payload.len() + TRAILER_LEN);
+    let header = header(kind, payload.len(), epoch);
+    out.put_slice(&header);
+    out.put_slice(payload);
+    out.put_slice(&trailer(&header));
+}
+
+fn header(kind: Kind, length: usize, epoch: u64) -> [u8; HEADER_LEN] {
+    let mut header = [0; HEADER_LEN];
+    header[..4].copy_from_slice(&MAGIC);
+    header[4] = kind.to_byte();
+    header[5..8].copy_from_slice(&u32::try_from(length).expect("below PAYLOAD_MAX").to_le_bytes()[..3]);
+    header[8..16].copy_from_slice(&epoch.to_le_bytes());
+    let sum = crc32fast::hash(&header[..16]);
+    header[16..].copy_from_slice(&sum.to_le_bytes());
+    header
+}
+
+fn trailer(header: &[u8; HEADER_LEN]) -> [u8; TRAILER_LEN] {
+    let mut sum = [0; 4];
+    sum.copy_from_slice(&header[16..]);
+    (!u32::from_le_bytes(sum)).to_le_bytes()
+}
+
+/// Takes whole envelopes off the front of a buffer and skips what is none.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    /// Bytes skipped so far, for the log.
+    pub skipped: u64,
+}
+
+impl Decoder {
+    /// The next envelope, or `None` where more bytes are needed.
+    pub fn next(&mut self, buffer: &mut BytesMut) -> Option<Envelope> {
+        loop {
+            self.skip_to_magic(buffer);
+            let header: [u8; HEADER_LEN] = buffer.get(..HEADER_LEN)?.try_into().expect("the slice has that length");
+            let Some((kind, length, epoch)) = parse(&header) else {
+                self.skip(buffer, 1);
+                continue;
+            };
+            let end = HEADER_LEN + length;
+            let found = buffer.get(end..end + TRAILER_LEN)?;
+            if found != trailer(&header) {
+                // Broken by a restart in its middle. What completed it may hold the next envelope, so look on inside.
+                self.skip(buffer, 1);
+                continue;
+            }
+            buffer.advance(HEADER_LEN);
+            let payload = buffer.split_to(length).freeze();
+            buffer.advance(TRAILER_LEN);
+            return Some(Envelope { kind, epoch, payload });
+        }
+    }
+
+    fn skip_to_magic(&mut self, buffer: &mut BytesMut) {
+        let length = buffer.len();
+        let start = (0..length).find(|at| {
+            let rest = &buffer[*at..length.min(at + MAGIC.len())];
+            MAGIC.starts_with(rest)
+        });
+        self.skip(buffer, start.unwrap_or(length));
+    }
+
+    fn skip(&mut self, buffer: &mut BytesMut, count: usize) {
+        buffer.advance(count);
+        self.skipped += u64::try_from(count).unwrap_or(u64::MAX);
+    }
+}
+
+fn parse(header: &[u8; HEADER_LEN]) -> Option<(Kind, usize, u64)> {
+    let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    if header[..4] != MAGIC || word(16) != crc32fast::hash(&header[..16]) {
+        return None;
+    }
+    let kind = Kind::from_byte(header[4])?;
+    let length = usize::try_from(u32::from_le_bytes([header[5], header[6], header[7], 0])).ok()?;
+    let epoch = u64::from(word(8)) | u64::from(word(12)) << 32;
+    (length <= PAYLOAD_MAX).then_some((kind, length, epoch))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn drain(bytes: &[u8], piece: usize) -> Vec<Envelope> {
+        let mut decoder = Decoder::default();
+        let mut buffer = BytesMut::new();
+        let mut found = Vec::new();
+        for chunk in bytes.chunks(piece.max(1)) {
+            buffer.extend_from_slice(chunk);
+            while let Some(envelope) = decoder.next(&mut buffer) {
+                found.push(envelope);
+            }
+        }
+        found
+    }
+
+    fn one(kind: Kind, epoch: u64, payload: &[u8]) -> BytesMut {
+        let mut out = BytesMut::new();
+        encode(&mut out, kind, epoch, payload);
+        out
+    }
+
+    #[test]
+    fn a_start_is_found_after_an_envelope_broken_anywhere() {
+        let old = one(Kind::Data, 1, &[7; 300]);
+        let start = one(Kind::GuestStart, 2, &[]);
+        for cut in 0..old.len() {
+            let mut bytes = old[..cut].to_vec();
+            bytes.resize(bytes.len() + RESYNC_LEN, 0);
+            bytes.extend_from_slice(&start);
+            let found = drain(&bytes, 4096);
+            assert_eq!(found, [Envelope { kind: Kind::GuestStart, epoch: 2, payload: Bytes::new() }], "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn the_tail_of_an_old_envelope_is_skipped() {
+        let old = one(Kind::Data, 1, &[7; 300]);
+        let start = one(Kind::GuestStart, 2, &[]);
+        for cut in 1..old.len() {
+            let bytes = [&old[cut..], &start[..]].concat();
+            assert_eq!(drain(&bytes, 64).len(), 1, "cut at {cut}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn envelopes_come_back_in_any_pieces(
+            payloads in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..2000), 0..8),
+            epoch: u64, piece in 1_usize..3000,
+        ) {
+            let mut bytes = BytesMut::new();
+            for payload in &payloads {
+                encode(&mut bytes, Kind::Data, epoch, payload);
+            }
+            let found = drain(&bytes, piece);
+            prop_assert_eq!(found.len(), payloads.len());
+            for (envelope, payload) in found.iter().zip(&payloads) {
+                prop_assert_eq!(&envelope.payload[..], &payload[..]);
+                prop_assert_eq!(envelope.epoch, epoch);
+            }
+        }
+
+        #[test]
+        fn noise_yields_nothing_and_never_panics(noise in proptest::collection::vec(any::<u8>(), 0..5000), piece in 1_usize..600) {
+            prop_assert!(drain(&noise, piece).is_empty());
+        }
+    }
+}
