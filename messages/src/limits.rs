@@ -22,3 +22,13 @@ pub const LIST_MAX: usize = 4096;
 pub const SOCKET_PATH_MAX: usize = 107;
 /// The longest message of one link in an error chain, in bytes; longer ones are cut.
 pub const ERROR_MESSAGE_MAX: usize = 4096;
+/// The most vCPUs of a VM; Firecracker's own limit (`vcpu_count` in its API).
+pub const VM_VCPUS_MAX: u8 = 32;
+/// The least memory of a VM, in MiB: below it Debian's kernel and our initramfs do not boot.
+pub const VM_MEMORY_MIN_MIB: u32 = 128;
+/// The most memory of a VM, in MiB; whether the host has it is for admission to say.
+pub const VM_MEMORY_MAX_MIB: u32 = 16 << 20;
+/// The smallest writable disk, in bytes: journal and inode tables leave something to write to.
+pub const VM_DISK_MIN_BYTES: u64 = 64 << 20;
+/// The largest writable disk, in bytes.
+pub const VM_DISK_MAX_BYTES: u64 = 8 << 40;
