@@ -1,1 +1,6 @@
-//! skeleton
+//! The actors of `bangerd`, one folder each. They exchange the typed messages of `messages`; no program logic lives here.
+
+pub mod config;
+pub mod host;
+pub mod paths;
+pub mod supervise;
