@@ -77,6 +77,36 @@ pub fn encode(out: &mut BytesMut, kind: Kind, epoch: u64, payload: &[u8]) {
     out.put_slice(&trailer(&header));
 }
 
+/// An envelope that is filled in place, at the end of a buffer: saves the copy from a staging buffer.
+#[derive(Debug)]
+pub struct OpenEnvelope {
+    /// Where its header stands in the buffer.
+    start: usize,
+    epoch: u64,
+}
+
+impl OpenEnvelope {
+    /// Leaves room for a header at the end of `out`. Nothing may be taken off the front of `out` before [`Self::seal`].
+    pub fn begin(out: &mut BytesMut, epoch: u64) -> Self {
+        let start = out.len();
+        out.put_bytes(0, HEADER_LEN);
+        Self { start, epoch }
+    }
+
+    /// How much payload still fits.
+    #[must_use]
+    pub fn room(&self, out: &BytesMut) -> usize {
+        PAYLOAD_MAX - (out.len() - self.start - HEADER_LEN)
+    }
+
+    /// Writes header and trailer around what was appended since [`Self::begin`].
+    pub fn seal(self, out: &mut BytesMut) {
+        let header = header(Kind::Data, out.len() - self.start - HEADER_LEN, self.epoch);
+        out[self.start..self.start + HEADER_LEN].copy_from_slice(&header);
+        out.put_slice(&trailer(&header));
+    }
+}
+
 fn header(kind: Kind, length: usize, epoch: u64) -> [u8; HEADER_LEN] {
     let mut header = [0; HEADER_LEN];
     header[..4].copy_from_slice(&MAGIC);

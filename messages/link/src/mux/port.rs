@@ -4,14 +4,15 @@
 //! so the mutex is never waited for; it is there because yamux keeps its socket for itself.
 
 use super::Attach;
-use crate::epoch::{self, Decoder, Kind, PAYLOAD_MAX, RESYNC_LEN};
+use crate::epoch::{self, Decoder, Kind, OpenEnvelope, RESYNC_LEN};
 use bytes::{Buf, Bytes, BytesMut};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::io::poll_read_buf;
 
 /// How much is read from the port at once.
 const READ_CHUNK: usize = 128 << 10;
@@ -33,8 +34,8 @@ pub(crate) struct Port<T> {
     input: BytesMut,
     /// Encoded envelopes, the first perhaps half written: never thrown away, or the other side would read on into the next.
     output: BytesMut,
-    /// What the multiplexer wrote and nobody has put into an envelope yet.
-    staged: BytesMut,
+    /// The envelope at the end of `output` that the multiplexer is filling.
+    open: Option<OpenEnvelope>,
     payload: Bytes,
     epoch: Option<u64>,
     /// An epoch that has begun and that no session has taken up yet.
@@ -50,7 +51,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Port<T> {
             decoder: Decoder::default(),
             input: BytesMut::new(),
             output: BytesMut::new(),
-            staged: BytesMut::new(),
+            open: None,
             payload: Bytes::new(),
             epoch: None,
             begun: None,
@@ -74,6 +75,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Port<T> {
     /// Names a new epoch. It must be unlike all others of this port, not secret: the hasher's seed never waits for entropy.
     fn begin_epoch(&mut self) {
         let number = RandomState::new().hash_one(0_u8);
+        self.seal();
         epoch::encode(&mut self.output, Kind::GuestStart, number, &[]);
         self.enter(number);
     }
@@ -81,7 +83,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Port<T> {
     fn enter(&mut self, number: u64) {
         self.epoch = Some(number);
         self.begun = Some(number);
-        self.staged.clear();
+        self.seal();
         self.payload = Bytes::new();
     }
 
@@ -99,27 +101,33 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Port<T> {
                 continue;
             }
             self.input.reserve(READ_CHUNK);
-            let read = ready!(poll_read_bytes(Pin::new(&mut self.io), cx, &mut self.input))?;
+            let read = ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input))?;
             self.ended = read == 0;
         }
         Poll::Ready(Ok(()))
     }
 
-    fn seal_staged(&mut self) {
-        let Some(epoch) = self.epoch else {
-            self.staged.clear();
-            return;
-        };
-        while !self.staged.is_empty() {
-            let length = self.staged.len().min(PAYLOAD_MAX);
-            epoch::encode(&mut self.output, Kind::Data, epoch, &self.staged[..length]);
-            self.staged.advance(length);
+    /// Ends the envelope being filled. One of an epoch gone by goes out all the same: the other side drops it.
+    fn seal(&mut self) {
+        if let Some(envelope) = self.open.take() {
+            envelope.seal(&mut self.output);
         }
-        self.staged.clear();
+    }
+
+    /// Takes some bytes of the multiplexer for the current epoch.
+    fn append(&mut self, epoch: u64, bytes: &[u8]) -> usize {
+        let output = &mut self.output;
+        let room = self.open.get_or_insert_with(|| OpenEnvelope::begin(output, epoch)).room(output);
+        let length = room.min(bytes.len());
+        output.extend_from_slice(&bytes[..length]);
+        if length == room {
+            self.seal();
+        }
+        length
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.seal_staged();
+        self.seal();
         while !self.output.is_empty() {
             let written = ready!(Pin::new(&mut self.io).poll_write(cx, &self.output))?;
             if written == 0 {
@@ -129,21 +137,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Port<T> {
         }
         Pin::new(&mut self.io).poll_flush(cx)
     }
-}
-
-fn poll_read_bytes<T: AsyncRead>(
-    io: Pin<&mut T>,
-    cx: &mut Context<'_>,
-    into: &mut BytesMut,
-) -> Poll<io::Result<usize>> {
-    let length = into.len();
-    into.resize(length + READ_CHUNK, 0);
-    let mut buffer = ReadBuf::new(&mut into[length..]);
-    let polled = io.poll_read(cx, &mut buffer);
-    let read = buffer.filled().len();
-    into.truncate(length + read);
-    ready!(polled)?;
-    Poll::Ready(Ok(read))
 }
 
 /// A port shared by the driver and the session of the current epoch.
@@ -217,11 +210,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> futures::io::AsyncWrite for EpochIo<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut port = self.shared.lock();
         self.check(&port)?;
-        if port.staged.len() + port.output.len() >= WRITE_HIGH_WATER {
+        if port.output.len() >= WRITE_HIGH_WATER {
             ready!(port.poll_flush(cx))?;
         }
-        port.staged.extend_from_slice(bytes);
-        Poll::Ready(Ok(bytes.len()))
+        Poll::Ready(Ok(port.append(self.epoch, bytes)))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
