@@ -1,3 +1,5 @@
 //! All unsafe code outside `bins` and `guest`: one file per system facility, each behind a safe interface.
 
+pub mod detached;
 pub mod fd_stream;
+pub mod pidfd;
