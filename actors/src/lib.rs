@@ -4,3 +4,4 @@ pub mod config;
 pub mod host;
 pub mod paths;
 pub mod supervise;
+pub mod vmm;

@@ -3,3 +3,4 @@
 pub mod detached;
 pub mod fd_stream;
 pub mod pidfd;
+pub mod watched_fd;

@@ -1,0 +1,366 @@
+//! Starts one VM: each step is a type that the next step consumes, and whatever is not carried to the end kills the VMM.
+//!
+//! ```text
+//!   VmmConfig ──spawn──▶ Spawned ──connect──▶ Connected ──configure──▶ Configured ──start──▶ Running
+//!                            └──────────────────┴── failed or dropped ──┴──▶ killed, sockets removed
+//! ```
+
+use super::api::{
+    ApiError, BootSource, CacheType, Drive, Driver, EntropyDevice, MachineConfiguration, NetworkInterface,
+    SerialDevice, Vsock,
+};
+use super::files::VmFiles;
+use super::logs::{self, CONSOLE_RATE};
+use super::process::{self, Exit, Process, ProcessError};
+use actors_sys::watched_fd::WatchedFd;
+use messages::error::{ErrorKind, WireError};
+use messages::ids::InterfaceName;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::time::{Instant, sleep, timeout_at};
+
+/// The guest's address on its vsock. The number means something only within one VMM.
+pub const GUEST_CID: u32 = 3;
+/// How long a VMM may take from its start until it listens. A few milliseconds; this is for a host that swaps.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(20);
+/// How much of the VMM's log goes into an error.
+const EXCERPT_LINES: usize = 5;
+const EXCERPT_BYTES: u64 = 4096;
+
+/// A tap to give to a guest.
+#[derive(Clone, Debug)]
+pub struct Tap {
+    pub name: InterfaceName,
+    pub mac: [u8; 6],
+    pub mtu: Option<u16>,
+}
+
+/// All that a VMM is told.
+#[derive(Clone, Debug)]
+pub struct VmmConfig {
+    pub files: VmFiles,
+    /// The VMM: see [`super::choose`].
+    pub binary: PathBuf,
+    pub kernel: PathBuf,
+    pub initramfs: PathBuf,
+    pub command_line: String,
+    pub vcpus: u8,
+    pub memory_mib: u32,
+    /// Read-only, shared.
+    pub image: PathBuf,
+    /// The VM's own.
+    pub disk: PathBuf,
+    /// Read-only.
+    pub modules: Option<PathBuf>,
+    pub tap: Option<Tap>,
+}
+
+/// A VM whose guest has been started.
+#[derive(Clone, Debug)]
+pub struct Running {
+    pub process: Process,
+    pub driver: Driver,
+}
+
+/// The steps of a start, as an error names them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    Spawn,
+    Connect,
+    Configure,
+    Start,
+}
+
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Spawn => "start the VMM",
+            Self::Connect => "reach the VMM",
+            Self::Configure => "configure the VMM",
+            Self::Start => "start the guest",
+        })
+    }
+}
+
+/// Says how a start failed. The VMM is dead and its sockets are gone.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to {step}")]
+pub struct LaunchError {
+    pub step: Step,
+    /// The last lines of `vmm.log`, fit for a terminal.
+    pub log: Vec<String>,
+    #[source]
+    pub cause: Cause,
+}
+
+/// What stopped a step.
+#[derive(Debug, thiserror::Error)]
+pub enum Cause {
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    #[error("the VMM ended with {0}")]
+    Died(Exit),
+    #[error("the VMM did not listen on its socket within {} s", LISTEN_TIMEOUT.as_secs())]
+    NeverListened,
+    #[error("failed to connect to the VMM's socket")]
+    Socket(#[source] io::Error),
+    #[error("failed to put the last boot's console aside")]
+    Console(#[source] io::Error),
+}
+
+impl LaunchError {
+    /// The error as it crosses a socket: its chain, then what the VMM's log says.
+    #[must_use]
+    pub fn to_wire(&self) -> WireError {
+        let kind = match &self.cause {
+            Cause::Process(_) | Cause::Socket(_) | Cause::Console(_) => ErrorKind::Host,
+            Cause::NeverListened | Cause::Api(ApiError::Timeout { .. }) => ErrorKind::Timeout,
+            Cause::Api(_) | Cause::Died(_) => ErrorKind::Guest,
+        };
+        let mut wire = WireError::from_error(kind, self);
+        if !self.log.is_empty() {
+            wire.chain.push(format!("the VMM's log ends with: {}", self.log.join(" | ")));
+        }
+        wire
+    }
+}
+
+/// Starts a VMM, configures it and starts the guest. Dropping the future kills the VMM.
+///
+/// # Errors
+/// See [`LaunchError`].
+pub async fn launch(config: VmmConfig) -> Result<Running, LaunchError> {
+    let files = config.files.clone();
+    let spawned = Spawned::new(config).await.map_err(|cause| failed(&files, Step::Spawn, cause))?;
+    let connected = spawned.connect().await?;
+    let configured = connected.configure().await?;
+    configured.start().await
+}
+
+fn failed(files: &VmFiles, step: Step, cause: Cause) -> LaunchError {
+    LaunchError { step, log: logs::tail(&files.log(), EXCERPT_LINES, EXCERPT_BYTES), cause }
+}
+
+/// Kills the VMM unless it is let go.
+#[derive(Debug)]
+struct Guard(Option<Process>);
+
+impl Guard {
+    fn process(&self) -> &Process {
+        self.0.as_ref().expect("taken only by `release` and `fail`, which consume the guard")
+    }
+
+    fn release(mut self) -> Process {
+        self.0.take().expect("taken only here and in `fail`, which consume the guard")
+    }
+
+    /// Kills the VMM, waits until nothing of it is left, and says why.
+    async fn fail(self, files: &VmFiles, step: Step, cause: Cause) -> LaunchError {
+        let process = self.release();
+        if let Err(error) = process.kill_and_wait(LISTEN_TIMEOUT).await {
+            tracing::error!(vm = %files.vm(), pid = process.pid(), %error, "cannot end a VMM that failed to start");
+        }
+        // If it died by itself, that is the reason, and the broken connection only its sign.
+        let cause = match (cause, process.exit()) {
+            (Cause::Api(ApiError::Broken { .. } | ApiError::Connect { .. }), Some(exit @ Exit::Code(_))) => {
+                Cause::Died(exit)
+            }
+            (cause, _) => cause,
+        };
+        failed(files, step, cause)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(process) = self.0.take()
+            && let Err(error) = process.kill()
+        {
+            tracing::error!(pid = process.pid(), %error, "cannot end a VMM that nobody waits for");
+        }
+    }
+}
+
+/// The process is there; whether it listens yet is not known.
+#[derive(Debug)]
+struct Spawned {
+    config: VmmConfig,
+    guard: Guard,
+    /// Says when something appears in the VM's directory. `None`: this host has no watches left.
+    arrivals: Option<WatchedFd>,
+}
+
+impl Spawned {
+    async fn new(config: VmmConfig) -> Result<Self, Cause> {
+        let files = &config.files;
+        // The VMM writes from the file's start: what the last boot wrote would show through.
+        match std::fs::rename(files.console(), files.previous_console()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Cause::Console(error)),
+            _ => {}
+        }
+        let arrivals = watch(files.dir());
+        let mut arguments: Vec<OsString> = vec!["--api-sock".into(), files.api_socket().into()];
+        arguments.extend(["--id", &files.vm().to_string(), "--level", "Warning"].map(OsString::from));
+        let process = process::spawn(files, &config.binary, arguments).await?;
+        Ok(Self { config, guard: Guard(Some(process)), arrivals })
+    }
+
+    async fn connect(self) -> Result<Connected, LaunchError> {
+        let files = self.config.files.clone();
+        let socket = files.api_socket();
+        let driver = match reach(&socket, self.arrivals, self.guard.process()).await {
+            Ok(stream) => Driver::over(&socket, stream).await.map_err(Cause::Api),
+            Err(cause) => Err(cause),
+        };
+        match driver {
+            Ok(driver) => Ok(Connected { config: self.config, guard: self.guard, driver }),
+            Err(cause) => Err(self.guard.fail(&files, Step::Connect, cause).await),
+        }
+    }
+}
+
+fn watch(dir: &Path) -> Option<WatchedFd> {
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok()?;
+    inotify.add_watch(dir, AddWatchFlags::IN_CREATE).ok()?;
+    WatchedFd::new(OwnedFd::from(inotify)).ok()
+}
+
+/// Connects as soon as the VMM listens: woken by the socket's appearance, then often, for `bind` comes before `listen`.
+async fn reach(socket: &Path, arrivals: Option<WatchedFd>, process: &Process) -> Result<UnixStream, Cause> {
+    let deadline = Instant::now() + LISTEN_TIMEOUT;
+    loop {
+        let bound = match UnixStream::connect(socket).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => true,
+            Err(error) => return Err(Cause::Socket(error)),
+        };
+        let sign = async {
+            match &arrivals {
+                Some(arrivals) if !bound => arrival(arrivals).await,
+                _ => sleep(Duration::from_millis(1)).await,
+            }
+        };
+        tokio::select! {
+            exit = process.wait() => return Err(Cause::Died(exit)),
+            outcome = timeout_at(deadline, sign) => outcome.map_err(|_| Cause::NeverListened)?,
+        }
+    }
+}
+
+/// Waits for something to appear, and forgets what it was: a look at the socket tells.
+async fn arrival(arrivals: &WatchedFd) {
+    let mut events = [0; 4096];
+    let read = |fd: &OwnedFd| Ok(nix::unistd::read(fd, &mut events)?);
+    if let Err(error) = arrivals.async_io(Interest::READABLE, read).await {
+        tracing::debug!(%error, "cannot watch for the VMM's socket");
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// The VMM answers; it has been told nothing.
+#[derive(Debug)]
+struct Connected {
+    config: VmmConfig,
+    guard: Guard,
+    driver: Driver,
+}
+
+impl Connected {
+    async fn configure(self) -> Result<Configured, LaunchError> {
+        match settings(&self.driver, &self.config).await {
+            Ok(()) => Ok(Configured { files: self.config.files, guard: self.guard, driver: self.driver }),
+            Err(error) => Err(self.guard.fail(&self.config.files, Step::Configure, error.into()).await),
+        }
+    }
+}
+
+async fn settings(driver: &Driver, config: &VmmConfig) -> Result<(), ApiError> {
+    let files = &config.files;
+    driver.put(&machine(config)).await?;
+    driver.put(&boot_source(config)).await?;
+    for drive in drives(config) {
+        driver.put(&drive).await?;
+    }
+    if let Some(tap) = &config.tap {
+        driver.put(&network_interface(tap)).await?;
+    }
+    driver.put(&Vsock { guest_cid: GUEST_CID, uds_path: files.vsock() }).await?;
+    driver.put(&EntropyDevice::default()).await?;
+    let console = SerialDevice { serial_out_path: Some(files.console()), rate_limiter: Some(CONSOLE_RATE) };
+    driver.put(&console).await
+}
+
+fn machine(config: &VmmConfig) -> MachineConfiguration {
+    MachineConfiguration {
+        vcpu_count: config.vcpus,
+        mem_size_mib: config.memory_mib,
+        smt: None,
+        track_dirty_pages: None,
+        huge_pages: None,
+    }
+}
+
+fn boot_source(config: &VmmConfig) -> BootSource {
+    BootSource {
+        kernel_image_path: config.kernel.clone(),
+        initrd_path: Some(config.initramfs.clone()),
+        boot_args: Some(config.command_line.clone()),
+    }
+}
+
+/// The image, the disk, the modules. None is a root device: `/init` finds them by UUID.
+fn drives(config: &VmmConfig) -> Vec<Drive> {
+    let drive = |id: &str, path: &Path, is_read_only| Drive {
+        drive_id: id.to_owned(),
+        path_on_host: path.to_owned(),
+        is_root_device: false,
+        is_read_only,
+        cache_type: CacheType::Writeback,
+        io_engine: None,
+        rate_limiter: None,
+    };
+    let mut drives = vec![drive("image", &config.image, true), drive("disk", &config.disk, false)];
+    drives.extend(config.modules.as_ref().map(|path| drive("modules", path, true)));
+    drives
+}
+
+fn network_interface(tap: &Tap) -> NetworkInterface {
+    let mac = tap.mac.map(|byte| format!("{byte:02x}")).join(":");
+    NetworkInterface {
+        iface_id: "eth0".to_owned(),
+        host_dev_name: tap.name.to_string(),
+        guest_mac: Some(mac),
+        mtu: tap.mtu,
+        rx_rate_limiter: None,
+        tx_rate_limiter: None,
+    }
+}
+
+/// The VMM knows all that it needs.
+#[derive(Debug)]
+struct Configured {
+    files: VmFiles,
+    guard: Guard,
+    driver: Driver,
+}
+
+impl Configured {
+    async fn start(self) -> Result<Running, LaunchError> {
+        let started = self.driver.start().await;
+        // The next call may be days away.
+        self.driver.rest();
+        match started {
+            Ok(()) => Ok(Running { process: self.guard.release(), driver: self.driver }),
+            Err(error) => Err(self.guard.fail(&self.files, Step::Start, error.into()).await),
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Drives VMMs (Firecracker, or banger-emu, which looks the same): which to use, the process, its API, the steps of a start.
+//!
+//! Knows one VM's files and nothing of VM policy: when to start, stop or restart one is for the VM actor.
+
+pub mod api;
+pub mod files;
+pub mod launch;
+pub mod logs;
+pub mod process;
+
+pub use api::{ApiError, Driver};
+pub use files::{PathTooLong, VmFiles, guest_dialled};
+pub use launch::{LaunchError, Running, Tap, VmmConfig, launch};
+pub use process::{Exit, Process, ProcessError, adopt};
