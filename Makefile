@@ -1,0 +1,144 @@
+# banger: build, try, test. `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PREFIX  ?= /usr/local
+DESTDIR ?=
+# How many smoke scenarios at a time; the harness chooses when empty.
+JOBS    ?=
+# Where smoke and bench keep the kernel and the image between runs. Empty: pull them every time.
+CACHE   ?= /var/tmp/banger-smoke-cache
+TARGET  := x86_64-unknown-linux-gnu
+OUT     := build/bin
+LOGS    := target/test
+HOST_PROGRAMS := banger bangerd bangerd-root banger-emu banger-smoke
+
+# Under sudo, Rust is where the caller has it, and the build belongs to the caller.
+CALLER  := $(if $(filter-out root,$(SUDO_USER)),$(SUDO_USER))
+HOME_OF := $(if $(CALLER),$(shell getent passwd $(CALLER) | cut -d: -f6),$(HOME))
+export PATH := $(HOME_OF)/.cargo/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
+AS_CALLER := $(if $(CALLER),sudo -u $(CALLER) env HOME="$(HOME_OF)" PATH="$(PATH)")
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+CARGO   := $(AS_CALLER) cargo
+
+# program:package, for all that is run here; a package is installed only where its program is missing.
+PROGRAMS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs newuidmap:uidmap nft:nftables \
+            ip:iproute2 ssh:openssh-client modprobe:kmod cc:gcc pkg-config:pkg-config setpriv:util-linux curl:curl
+BENCH_PROGRAMS := sshd:openssh-server
+FILES    := /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring \
+            /usr/include/linux/limits.h:linux-libc-dev /usr/include/stdlib.h:libc6-dev \
+            /etc/ssl/certs/ca-certificates.crt:ca-certificates
+
+##@ Build
+.PHONY: build
+build: deps ## Build everything into build/bin
+	@mkdir -p $(OUT)
+	$(if $(CALLER),@chown -R $(CALLER) build)
+	$(CARGO) build --release --locked -p bins -p smoke --bins
+	@# Static, so that it runs in any image; with an explicit target, or build scripts would be static too.
+	$(AS_CALLER) env RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked -p guest --bins --target $(TARGET)
+	@for program in $(HOST_PROGRAMS); do install -m 755 target/release/$$program $(OUT)/; done
+	@install -m 755 target/$(TARGET)/release/banger-agent $(OUT)/
+
+.PHONY: deps
+deps: ## Install what is missing: Debian packages, and Rust
+	@missing=""; \
+	for pair in $(PROGRAMS); do command -v $${pair%%:*} >/dev/null || missing="$$missing $${pair##*:}"; done; \
+	for pair in $(FILES); do [ -e $${pair%%:*} ] || missing="$$missing $${pair##*:}"; done; \
+	if [ -n "$$missing" ]; then $(MAKE) install-packages PACKAGES="$$missing"; fi
+	@if ! command -v cargo >/dev/null; then \
+		echo "Rust is missing: running its official installer"; \
+		$(AS_CALLER) sh -c "curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal -c clippy -c rustfmt"; \
+	fi
+
+.PHONY: install-packages
+install-packages:
+	@echo "installing:$(PACKAGES)"
+	@command -v apt-get >/dev/null || { echo "this is no Debian or Ubuntu: please install the equivalents of$(PACKAGES)" >&2; exit 1; }
+	@log=$$(mktemp); $(AS_ROOT) sh -c 'export DEBIAN_FRONTEND=noninteractive; apt-get update -q && apt-get install -q -y --no-install-recommends $(PACKAGES)' >$$log 2>&1 \
+		|| { tail -40 $$log >&2; rm -f $$log; exit 1; }; rm -f $$log
+
+.PHONY: bench-deps
+bench-deps:
+	@missing=""; for pair in $(BENCH_PROGRAMS); do command -v $${pair%%:*} >/dev/null || missing="$$missing $${pair##*:}"; done; \
+	if [ -n "$$missing" ]; then $(MAKE) install-packages PACKAGES="$$missing"; fi
+
+##@ Try
+.PHONY: sandbox
+sandbox: build ## Open a shell in a real microVM; changes nothing on this machine's network (ARGS: more for `banger vm run`)
+	@$(AS_ROOT) $(OUT)/banger-smoke sandbox $(if $(ARGS),-- $(ARGS))
+
+##@ Test
+.PHONY: test
+test: build ## Run every test: unit, integration, then real guests; ends with one line of counts
+	@mkdir -p $(LOGS); status=0; rm -f $(LOGS)/*.log; \
+	if $(CARGO) nextest --version >/dev/null 2>&1; then runner="nextest run"; else runner="test --no-fail-fast"; fi; \
+	BANGER_BIN_DIR="$(CURDIR)/$(OUT)" $(CARGO) $$runner --release --locked --workspace 2>&1 | tee $(LOGS)/cargo.log || status=1; \
+	$(AS_ROOT) $(OUT)/banger-smoke run $(SMOKE_FLAGS) 2>&1 | tee $(LOGS)/smoke.log || status=1; \
+	$(OUT)/banger-smoke tally $(LOGS)/cargo.log $(LOGS)/smoke.log || status=1; \
+	exit $$status
+
+SMOKE_FLAGS = $(if $(JOBS),--jobs $(JOBS)) $(if $(CACHE),--cache $(CACHE))
+
+.PHONY: smoke
+smoke: build ## Run the smoke scenarios with real guests (JOBS: how many at a time)
+	@$(AS_ROOT) $(OUT)/banger-smoke run $(SMOKE_FLAGS)
+
+.PHONY: smoke-list
+smoke-list: ## List the smoke scenarios: name, class, one line
+	@sed -n '/^[^#]/p' smoke/scenarios.txt
+
+.PHONY: smoke-one
+ifeq ($(strip $(SCENARIO)),)
+smoke-one: ## Run some scenarios: SCENARIO=name,name
+	@echo "usage: make smoke-one SCENARIO=name[,name…]; make smoke-list shows them" >&2; exit 2
+else
+smoke-one: build
+	@$(AS_ROOT) $(OUT)/banger-smoke run $(SMOKE_FLAGS) --only '$(SCENARIO)'
+endif
+
+.PHONY: bench
+bench: build bench-deps ## Measure speed and size against their goals; also writes target/bench/report.json
+	@mkdir -p target/bench
+	@$(AS_ROOT) $(OUT)/banger-smoke bench $(if $(CACHE),--cache $(CACHE)) --report target/bench/report.json $(if $(ONLY),--only $(ONLY))
+
+##@ Keep tidy
+.PHONY: fmt
+fmt: ## Format the code
+	$(CARGO) fmt --all
+
+.PHONY: lint
+lint: deps ## Check format and lints
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; else echo "cargo-deny is not installed: licences and advisories are not checked"; fi
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf build target
+
+##@ Install
+.PHONY: install
+install: build ## Install into PREFIX (/usr/local)
+	@$(AS_ROOT) install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/banger
+	@$(AS_ROOT) install -m 755 $(OUT)/banger $(OUT)/bangerd $(OUT)/bangerd-root $(DESTDIR)$(PREFIX)/bin/
+	@$(AS_ROOT) install -m 755 $(OUT)/banger-emu $(OUT)/banger-agent $(DESTDIR)$(PREFIX)/lib/banger/
+	@echo "installed into $(DESTDIR)$(PREFIX); next: sudo banger daemon root start --owner $(or $(CALLER),$(shell id -un)); banger doctor"
+
+.PHONY: uninstall
+uninstall: ## Stop the daemon and remove what `install` installed; says what it keeps
+	@if [ -z "$(DESTDIR)" ] && [ -x $(PREFIX)/bin/banger ]; then \
+		$(AS_CALLER) $(PREFIX)/bin/banger daemon stop || true; \
+		$(AS_ROOT) $(PREFIX)/bin/banger daemon root stop --owner $(or $(CALLER),$(shell id -un)) || true; \
+	fi
+	@cd $(DESTDIR)$(PREFIX)/ && $(AS_ROOT) rm -f bin/banger bin/bangerd bin/bangerd-root lib/banger/banger-emu lib/banger/banger-agent
+	@$(AS_ROOT) rmdir --ignore-fail-on-non-empty $(DESTDIR)$(PREFIX)/lib/banger 2>/dev/null || true
+	@echo "kept, for you to remove: $(HOME_OF)/.config/banger (configuration), $(HOME_OF)/.local/state/banger (VMs and images), $(HOME_OF)/.cache/banger"
+
+.PHONY: help
+help: ## Show this
+	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / && !seen[$$1]++ {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

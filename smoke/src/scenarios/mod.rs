@@ -1,0 +1,40 @@
+//! The scenarios, one file for each group. `scenarios.txt` says what each shows.
+
+mod artifacts;
+mod daemon;
+mod faults;
+mod lifecycle;
+mod network;
+mod remove;
+mod run;
+mod streams;
+
+use crate::case::Code;
+
+/// The code of each scenario.
+pub(crate) const ALL: &[(&str, Code)] = &[
+    ("bare-run", run::bare_run),
+    ("exit-status", run::exit_status),
+    ("signal-status", run::signal_status),
+    ("two-at-once", run::two_at_once),
+    ("detach", run::detach),
+    ("bad-input", run::bad_input),
+    ("streams-apart", streams::apart),
+    ("stdin-1g", streams::stdin_1g),
+    ("rm", remove::rm),
+    ("rm-after-failure", remove::rm_after_failure),
+    ("rm-boot-timeout", remove::rm_boot_timeout),
+    ("client-killed", remove::client_killed),
+    ("delete", remove::delete),
+    ("stop-start", lifecycle::stop_start),
+    ("guest-reboot", lifecycle::guest_reboot),
+    ("guest-poweroff", lifecycle::guest_poweroff),
+    ("kill", lifecycle::kill),
+    ("logs", lifecycle::logs),
+    ("vmm-killed", faults::vmm_killed),
+    ("agent-killed", faults::agent_killed),
+    ("net-nat", network::nat),
+    ("no-helper", network::no_helper),
+    ("daemon-killed", daemon::killed),
+    ("pull-interrupted", artifacts::pull_interrupted),
+];

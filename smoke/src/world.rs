@@ -1,0 +1,237 @@
+//! The inside of a run: directories, the uid, the helper and the way to call `banger`. Made by root in namespaces of its
+//! own; `banger` and `bangerd` then run under an ordinary uid, as they would for a developer.
+
+use crate::command::{DEADLINE, POLL, Program, Running};
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// What is tried; all of it must lie beside this program.
+const PROGRAMS: [&str; 5] = ["banger", "bangerd", "bangerd-root", "banger-emu", "banger-agent"];
+/// The name of the run's user. It is known only in the run's mount namespace.
+pub(crate) const USER: &str = "bangersmoke";
+/// The first uid, plus the slot: high enough to be nobody's, low enough for 16 bits.
+const FIRST_UID: u32 = 61_880;
+/// The first subordinate uid: beyond what useradd gives out (`SUB_UID_MAX` is 600,100,000).
+const FIRST_SUBUID: u32 = 1_400_000_000;
+/// As many as useradd gives.
+const SUBUIDS: u32 = 65_536;
+
+/// Everything that a scenario needs to know.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) base: PathBuf,
+    pub(crate) state: PathBuf,
+    pub(crate) uid: u32,
+    env: Vec<(String, String)>,
+    helper: std::sync::Mutex<Option<Running>>,
+}
+
+impl World {
+    /// Makes the world of a fresh run.
+    ///
+    /// # Errors
+    /// Any step of root's that fails.
+    pub(crate) fn open(slot: u8, base: &Path, programs: &Path) -> io::Result<Self> {
+        let uid = add_slot_user(base, slot)?;
+        Self::open_as(uid, base, programs, &base.join("s"), &base.join("c"))
+    }
+
+    /// Makes a world whose state and cache lie elsewhere and whose user exists.
+    ///
+    /// # Errors
+    /// Any step of root's that fails.
+    pub(crate) fn open_as(uid: u32, base: &Path, programs: &Path, state: &Path, cache: &Path) -> io::Result<Self> {
+        let bin = base.join("bin");
+        fs::create_dir_all(&bin)?;
+        for program in PROGRAMS {
+            let source = programs.join(program);
+            fs::copy(&source, bin.join(program))
+                .map_err(|error| io::Error::new(error.kind(), format!("cannot copy {}: {error}", source.display())))?;
+        }
+        for directory in [state, cache, &base.join("h"), &base.join("r"), &base.join("l")] {
+            fs::create_dir_all(directory)?;
+            chown(directory, Some(uid), Some(uid))?;
+        }
+        fs::set_permissions(base.join("r"), Permissions::from_mode(0o755))?;
+        open_tun_to_all()?;
+        reachable_resolver(base)?;
+        let path = |name: &str| base.join(name).display().to_string();
+        let mut env: Vec<(String, String)> = [
+            ("PATH", format!("{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", bin.display())),
+            ("HOME", path("h")),
+            ("USER", USER.to_owned()),
+            ("LANG", "C.UTF-8".to_owned()),
+            ("TERM", std::env::var("TERM").unwrap_or_else(|_| "dumb".to_owned())),
+            ("BANGER_STATE_DIR", state.display().to_string()),
+            ("BANGER_CACHE_DIR", cache.display().to_string()),
+            ("BANGER_RUNTIME_DIR", path("r")),
+            ("BANGER_CONFIG", path("config.toml")),
+            ("BANGER_ROOT_SOCKET", path("r/root.sock")),
+        ]
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect();
+        // Downloads go where the caller's go.
+        env.extend(std::env::vars().filter(|(key, _)| key.to_ascii_lowercase().ends_with("_proxy")));
+        let world =
+            Self { base: base.to_owned(), state: state.to_owned(), uid, env, helper: std::sync::Mutex::new(None) };
+        world.configure("")?;
+        Ok(world)
+    }
+
+    /// Writes the config file.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(crate) fn configure(&self, text: &str) -> io::Result<()> {
+        fs::write(self.base.join("config.toml"), text)
+    }
+
+    /// `program` of this build, under the ordinary uid.
+    pub(crate) fn program(&self, program: &str, arguments: &[&str]) -> Program {
+        let mut argv = vec![self.base.join("bin").join(program).display().to_string()];
+        argv.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        Program {
+            argv,
+            env: self.env.clone(),
+            user: Some((self.uid, self.uid)),
+            directory: Some(self.base.join("h")),
+            input: crate::command::Input::Null,
+            deadline: DEADLINE,
+        }
+    }
+
+    /// The command line tool.
+    pub(crate) fn banger(&self, arguments: &[&str]) -> Program {
+        self.program("banger", arguments)
+    }
+
+    /// Starts `bangerd-root` for the run's uid and waits until it takes connections.
+    ///
+    /// # Errors
+    /// It cannot be started, or does not listen.
+    pub(crate) fn start_helper(&self) -> io::Result<()> {
+        let socket = self.base.join("r/root.sock");
+        let mut program = self.program("bangerd-root", &[]);
+        program.argv.extend(["--owner", &self.uid.to_string(), "--socket"].map(ToOwned::to_owned));
+        program.argv.push(socket.display().to_string());
+        program.user = None;
+        program.deadline = Duration::MAX / 4;
+        let mut running = program.spawn()?;
+        let started = Instant::now();
+        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+            if !running.is_alive() || started.elapsed() > Duration::from_secs(20) {
+                drop(running.signal(nix::sys::signal::Signal::SIGKILL));
+                running.set_deadline(Duration::ZERO);
+                return Err(io::Error::other(format!("bangerd-root does not listen: {}", running.finish()?.err())));
+            }
+            std::thread::sleep(POLL);
+        }
+        *self.helper.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(running);
+        Ok(())
+    }
+
+    /// Ends the helper, and gives what it said.
+    ///
+    /// # Errors
+    /// It cannot be signalled.
+    pub(crate) fn stop_helper(&self) -> io::Result<String> {
+        let Some(mut running) = self.helper.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() else {
+            return Ok(String::new());
+        };
+        if running.is_alive() {
+            running.signal(nix::sys::signal::Signal::SIGTERM)?;
+        }
+        running.set_deadline(Duration::from_secs(10));
+        Ok(running.finish()?.err())
+    }
+
+    /// The directories whose files are counted.
+    pub(crate) fn counted(&self) -> [PathBuf; 3] {
+        [self.state.clone(), self.base.join("r"), self.base.join("c")]
+    }
+
+    /// The process id of the daemon, or none.
+    pub(crate) fn daemon_pid(&self) -> Option<u32> {
+        let own = self.base.join("bin/bangerd");
+        fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            (fs::read_link(entry.path().join("exe")).ok()? == own).then_some(pid)
+        })
+    }
+}
+
+/// Makes the slot's user known, with subordinate ids, in this mount namespace only, and gives its uid.
+///
+/// # Errors
+/// A file of /etc cannot be read or covered.
+pub(crate) fn add_slot_user(base: &Path, slot: u8) -> io::Result<u32> {
+    let (uid, home) = (FIRST_UID + u32::from(slot), base.join("h"));
+    add_line(base, "passwd", &format!("{USER}:x:{uid}:{uid}:banger smoke:{}:/bin/sh\n", home.display()))?;
+    add_line(base, "group", &format!("{USER}:x:{uid}:\n"))?;
+    add_subordinates(base, USER, slot)?;
+    Ok(uid)
+}
+
+/// Gives a user the slot's subordinate ids, in this mount namespace only.
+///
+/// # Errors
+/// A file of /etc cannot be read or covered.
+pub(crate) fn add_subordinates(base: &Path, name: &str, slot: u8) -> io::Result<()> {
+    let line = format!("{name}:{}:{SUBUIDS}\n", FIRST_SUBUID + u32::from(slot) * SUBUIDS);
+    add_line(base, "subuid", &line)?;
+    add_line(base, "subgid", &line)
+}
+
+fn add_line(base: &Path, file: &str, line: &str) -> io::Result<()> {
+    let real = PathBuf::from("/etc").join(file);
+    if !real.exists() {
+        // A mount needs something to cover; adduser makes the same empty file.
+        fs::write(&real, "")?;
+    }
+    let mut text = fs::read_to_string(&real)?;
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
+    fs::create_dir_all(base.join("etc"))?;
+    put_over(&base.join("etc").join(file), &real, &(text + line))
+}
+
+/// Mounts a file of this text over another.
+fn put_over(own: &Path, real: &Path, text: &str) -> io::Result<()> {
+    fs::write(own, text)?;
+    fs::set_permissions(own, Permissions::from_mode(0o644))?;
+    let real = fs::canonicalize(real)?;
+    nix::mount::mount(Some(own), &real, None::<&str>, nix::mount::MsFlags::MS_BIND, None::<&str>)
+        .map_err(io::Error::from)
+}
+
+/// The node is open to everyone on a stock system, but not everywhere.
+fn open_tun_to_all() -> io::Result<()> {
+    let node = Path::new("/dev/net/tun");
+    if node.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o666 == 0o666) {
+        return Ok(());
+    }
+    drop(Program::tool(&["modprobe", "tun"]).run());
+    fs::create_dir_all("/dev/net")?;
+    nix::mount::mount(Some("tmpfs"), "/dev/net", Some("tmpfs"), nix::mount::MsFlags::empty(), Some("mode=755"))?;
+    // 10:200, from the kernel's list of devices (Documentation/admin-guide/devices.txt).
+    let kind = nix::sys::stat::SFlag::S_IFCHR;
+    let mode = nix::sys::stat::Mode::from_bits_truncate(0o666);
+    nix::sys::stat::mknod(node, kind, mode, nix::sys::stat::makedev(10, 200))?;
+    fs::set_permissions(node, Permissions::from_mode(0o666))
+}
+
+/// A resolver on the host's loopback cannot be reached from a namespace: the upstreams of systemd-resolved take its place.
+fn reachable_resolver(base: &Path) -> io::Result<()> {
+    let text = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let upstreams = fs::read_to_string("/run/systemd/resolve/resolv.conf").unwrap_or_default();
+    if text.contains("nameserver 127.") && !upstreams.is_empty() {
+        fs::create_dir_all(base.join("etc"))?;
+        put_over(&base.join("etc/resolv.conf"), Path::new("/etc/resolv.conf"), &upstreams)?;
+    }
+    Ok(())
+}
