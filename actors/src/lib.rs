@@ -1,5 +1,6 @@
 //! The actors of `bangerd`, one folder each. They exchange the typed messages of `messages`; no program logic lives here.
 
+pub mod agent_link;
 pub mod config;
 pub mod host;
 pub mod paths;
