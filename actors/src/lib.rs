@@ -1,8 +1,12 @@
 //! The actors of `bangerd`, one folder each. They exchange the typed messages of `messages`; no program logic lives here.
 
 pub mod agent_link;
+pub mod artifacts;
+pub mod catalog;
 pub mod config;
+pub mod ext4;
 pub mod host;
+pub mod kernels;
 pub mod paths;
 pub mod supervise;
 pub mod vmm;

@@ -1,0 +1,256 @@
+//! The entries of a catalog and how a name finds one. Pure: no I/O.
+
+use messages::ids::{ImageName, KernelName};
+use messages::image::ImageConfig;
+use messages::{ErrorKind, WireError};
+use serde::Deserialize;
+
+/// The catalog that is part of the program.
+const BUILT_IN: &str = include_str!("builtin.toml");
+/// What `origin` says of an entry that nobody added.
+const BUILT_IN_ORIGIN: &str = "built-in";
+/// A suggestion must be at least this alike (Jaro-Winkler): below it, names that share nothing are offered.
+const ALIKE: f64 = 0.7;
+/// More than three suggestions are a list, and there is a command for lists.
+const SUGGESTIONS_MAX: usize = 3;
+
+/// Everything that can be pulled by name.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Catalog {
+    #[serde(default, rename = "kernel")]
+    kernels: Vec<KernelEntry>,
+    #[serde(default, rename = "image")]
+    images: Vec<ImageEntry>,
+}
+
+/// A kernel that can be pulled.
+#[derive(Debug, Clone, Deserialize)]
+pub struct KernelEntry {
+    pub name: KernelName,
+    pub description: String,
+    #[serde(flatten)]
+    pub source: KernelSource,
+}
+
+/// Where a kernel comes from.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum KernelSource {
+    Debian(DebianKernel),
+}
+
+/// A kernel package of Debian's, unpacked on this host.
+#[derive(Debug, Clone, Deserialize)]
+pub struct DebianKernel {
+    pub suite: String,
+    /// The package, or a metapackage that depends on it.
+    pub package: String,
+}
+
+/// An image that can be pulled.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ImageEntry {
+    pub name: ImageName,
+    pub description: String,
+    /// The kernel that is pulled with it.
+    pub kernel: KernelName,
+    #[serde(flatten)]
+    pub source: ImageSource,
+}
+
+/// Where an image comes from.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ImageSource {
+    Debian(DebianImage),
+}
+
+/// A Debian system, installed on this host from packages.
+#[derive(Debug, Clone, Deserialize)]
+pub struct DebianImage {
+    pub suite: String,
+    pub packages: Vec<String>,
+    /// dpkg's `path-exclude` patterns.
+    #[serde(default)]
+    pub exclude: Vec<String>,
+    /// dpkg's `path-include` patterns: exceptions from `exclude`.
+    #[serde(default)]
+    pub include: Vec<String>,
+    #[serde(default)]
+    pub env: Vec<String>,
+    #[serde(default)]
+    pub cmd: Vec<String>,
+}
+
+impl DebianImage {
+    /// How programs are run in it.
+    #[must_use]
+    pub fn config(&self) -> ImageConfig {
+        ImageConfig { env: self.env.clone(), cmd: self.cmd.clone(), ..ImageConfig::default() }
+    }
+}
+
+/// Why a name led nowhere.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    #[error("the catalog has no {what} called `{name}`")]
+    Unknown { what: &'static str, name: String, nearest: Vec<String> },
+    #[error("the catalog cannot be read")]
+    Malformed(#[source] toml::de::Error),
+}
+
+impl From<&CatalogError> for WireError {
+    fn from(error: &CatalogError) -> Self {
+        match error {
+            CatalogError::Unknown { what, nearest, .. } => {
+                let wire = Self::from_error(ErrorKind::NotFound, error);
+                match suggestion(nearest) {
+                    Some(hint) => wire.hint(hint),
+                    None => wire.hint(format!("`banger {what} catalog` lists what can be pulled")),
+                }
+            }
+            CatalogError::Malformed(_) => Self::from_error(ErrorKind::Usage, error),
+        }
+    }
+}
+
+impl Catalog {
+    /// The catalog that is part of the program.
+    ///
+    /// # Panics
+    /// Never in a program whose tests ran: one of them reads it.
+    #[must_use]
+    pub fn built_in() -> Self {
+        Self::parse(BUILT_IN).expect("the built-in catalog is valid: a test reads it")
+    }
+
+    /// Reads a catalog.
+    ///
+    /// # Errors
+    /// When the text is not a catalog.
+    pub fn parse(text: &str) -> Result<Self, CatalogError> {
+        toml::from_str(text).map_err(CatalogError::Malformed)
+    }
+
+    /// The kernels, in the catalog's order.
+    #[must_use]
+    pub fn kernels(&self) -> &[KernelEntry] {
+        &self.kernels
+    }
+
+    /// The images, in the catalog's order.
+    #[must_use]
+    pub fn images(&self) -> &[ImageEntry] {
+        &self.images
+    }
+
+    /// Finds a kernel.
+    ///
+    /// # Errors
+    /// When there is none of that name; the error carries the nearest ones.
+    pub fn kernel(&self, name: &str) -> Result<&KernelEntry, CatalogError> {
+        self.kernels.iter().find(|entry| entry.name.as_str() == name).ok_or_else(|| CatalogError::Unknown {
+            what: "kernel",
+            name: name.to_owned(),
+            nearest: nearest(name, self.kernels.iter().map(|entry| entry.name.as_str())),
+        })
+    }
+
+    /// Finds an image.
+    ///
+    /// # Errors
+    /// When there is none of that name; the error carries the nearest ones.
+    pub fn image(&self, name: &str) -> Result<&ImageEntry, CatalogError> {
+        self.images.iter().find(|entry| entry.name.as_str() == name).ok_or_else(|| CatalogError::Unknown {
+            what: "image",
+            name: name.to_owned(),
+            nearest: nearest(name, self.images.iter().map(|entry| entry.name.as_str())),
+        })
+    }
+}
+
+impl KernelEntry {
+    /// As it is told to a client.
+    #[must_use]
+    pub fn view(&self, present: bool) -> messages::image::CatalogEntry {
+        let KernelSource::Debian(_) = &self.source;
+        view(self.name.as_str(), "debian", &self.description, present)
+    }
+}
+
+impl ImageEntry {
+    /// As it is told to a client.
+    #[must_use]
+    pub fn view(&self, present: bool) -> messages::image::CatalogEntry {
+        let ImageSource::Debian(_) = &self.source;
+        view(self.name.as_str(), "debian", &self.description, present)
+    }
+}
+
+fn view(name: &str, kind: &str, description: &str, present: bool) -> messages::image::CatalogEntry {
+    messages::image::CatalogEntry {
+        name: name.to_owned(),
+        kind: kind.to_owned(),
+        description: description.to_owned(),
+        present,
+        origin: BUILT_IN_ORIGIN.to_owned(),
+    }
+}
+
+/// The names most like `asked`, best first.
+#[must_use]
+pub fn nearest<'a>(asked: &str, names: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    let mut scored: Vec<(f64, &str)> = names
+        .into_iter()
+        .map(|name| (strsim::jaro_winkler(asked, name), name))
+        .filter(|(score, _)| *score >= ALIKE)
+        .collect();
+    scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
+    scored.into_iter().take(SUGGESTIONS_MAX).map(|(_, name)| name.to_owned()).collect()
+}
+
+/// The hint that offers these names; none for none.
+#[must_use]
+pub fn suggestion(nearest: &[String]) -> Option<String> {
+    let quoted: Vec<String> = nearest.iter().map(|name| format!("`{name}`")).collect();
+    (!quoted.is_empty()).then(|| format!("did you mean {}?", quoted.join(" or ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_built_in_catalog_is_whole() {
+        let catalog = Catalog::built_in();
+        for image in catalog.images() {
+            catalog.kernel(image.kernel.as_str()).unwrap();
+        }
+        let KernelSource::Debian(kernel) = &catalog.kernel("debian-cloud-6.12").unwrap().source;
+        assert_eq!((kernel.suite.as_str(), kernel.package.as_str()), ("trixie", "linux-image-cloud-amd64"));
+        let ImageSource::Debian(image) = &catalog.image("debian-bookworm").unwrap().source;
+        assert!(image.packages.iter().any(|package| package == "systemd-sysv"));
+    }
+
+    #[test]
+    fn an_unknown_name_is_answered_with_the_nearest() {
+        let catalog = Catalog::built_in();
+        let error = WireError::from(&catalog.image("debian-bokworm").unwrap_err());
+        assert_eq!(error.kind, ErrorKind::NotFound);
+        assert_eq!(error.hints, ["did you mean `debian-bookworm`?"]);
+        let error = WireError::from(&catalog.kernel("xyzzy").unwrap_err());
+        assert_eq!(error.hints, ["`banger kernel catalog` lists what can be pulled"]);
+    }
+
+    #[test]
+    fn unknown_fields_and_bad_names_are_refused() {
+        for bad in [
+            "[[kernel]]\nname = \"../etc\"\ndescription = \"\"\nkind = \"debian\"\nsuite = \"x\"\npackage = \"y\"",
+            "[[kernel]]\nname = \"a\"\ndescription = \"\"\nkind = \"wishes\"\nsuite = \"x\"\npackage = \"y\"",
+            "colour = 1",
+        ] {
+            assert!(Catalog::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

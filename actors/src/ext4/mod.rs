@@ -1,0 +1,13 @@
+//! Every ext4 file that banger makes: images and module drives from a tree in memory, VM disks from templates. No root, no
+//! mount; `e2fsck -fn` judges the results in the tests.
+
+pub mod build;
+pub mod disk;
+pub mod error;
+pub mod spool;
+pub mod tarball;
+pub mod tree;
+
+pub use build::{Built, Label, build};
+pub use error::Ext4Error;
+pub use tree::{Meta, Tree};

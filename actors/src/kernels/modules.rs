@@ -1,0 +1,262 @@
+//! A kernel's modules: what each says of itself in `.modinfo`, and in which order they are to be loaded. Pure.
+
+use super::KernelError;
+use super::elf::Elf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Read};
+
+/// No module is larger unpacked, in bytes.
+const MODULE_MAX: u64 = 64 << 20;
+
+/// What must be loaded before the root file system is there: the virtio bus and its devices, and the overlay.
+const NEEDED: [&str; 3] = ["virtio_mmio", "virtio_blk", "overlay"];
+/// Loaded as early where the kernel has them: network, vsock, entropy.
+const WANTED: [&str; 8] = [
+    "failover",
+    "net_failover",
+    "virtio_net",
+    "vsock",
+    "vmw_vsock_virtio_transport_common",
+    "vmw_vsock_virtio_transport",
+    "virtio_rng",
+    "libcrc32c",
+];
+
+/// What a module says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ModuleInfo {
+    /// Below the directory of the kernel's version, `kernel/drivers/block/virtio_blk.ko.xz`.
+    pub path: String,
+    /// Names, normalised, of the modules that it needs.
+    pub depends: Vec<String>,
+    pub aliases: Vec<String>,
+    /// `pre: a b post: c`, as modprobe takes it.
+    pub soft_dependencies: Vec<String>,
+}
+
+/// Every module of a kernel by its normalised name, and what is built in.
+#[derive(Debug, Default)]
+pub struct Modules {
+    by_name: BTreeMap<String, ModuleInfo>,
+    built_in: BTreeSet<String>,
+}
+
+impl Modules {
+    /// Reads a module; `path` is below the directory of the kernel's version.
+    ///
+    /// # Errors
+    /// When it cannot be unpacked or is no module.
+    pub fn add(&mut self, path: &str, packed: &[u8]) -> Result<(), KernelError> {
+        let bytes = unpack(path, packed)?;
+        let info = read_info(path, &bytes)?;
+        self.by_name.insert(module_name(path), info);
+        Ok(())
+    }
+
+    /// Takes note of `modules.builtin`.
+    pub fn add_built_in(&mut self, list: &str) {
+        self.built_in.extend(list.lines().filter(|line| !line.is_empty()).map(module_name));
+    }
+
+    /// All modules, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &ModuleInfo)> {
+        self.by_name.iter().map(|(name, info)| (name.as_str(), info))
+    }
+
+    /// What is built into the kernel, by name.
+    pub fn built_in(&self) -> impl Iterator<Item = &str> {
+        self.built_in.iter().map(String::as_str)
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    /// True if there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+
+    /// The modules that a guest loads from its initramfs, each after what it needs.
+    ///
+    /// # Errors
+    /// When one without which no guest boots is missing, or they go in a circle.
+    pub fn initramfs_order(&self) -> Result<Vec<&ModuleInfo>, KernelError> {
+        let mut order = Order { modules: self, done: Vec::new(), open: Vec::new() };
+        for name in NEEDED {
+            if !self.built_in.contains(name) && !self.by_name.contains_key(name) {
+                return Err(KernelError::MissingModule(name));
+            }
+        }
+        for name in WANTED.into_iter().chain(NEEDED) {
+            if self.by_name.contains_key(name) {
+                order.visit(name)?;
+            }
+        }
+        Ok(order.done.into_iter().filter_map(|name| self.by_name.get(&name)).collect())
+    }
+
+    /// Everything that a module needs, in the order in which it is to be loaded, itself left out.
+    ///
+    /// # Errors
+    /// When they go in a circle.
+    pub fn needed_by(&self, name: &str) -> Result<Vec<&ModuleInfo>, KernelError> {
+        let mut order = Order { modules: self, done: Vec::new(), open: Vec::new() };
+        order.visit(name)?;
+        order.done.pop();
+        Ok(order.done.into_iter().filter_map(|name| self.by_name.get(&name)).collect())
+    }
+}
+
+/// A depth-first walk: a module is done after all that it needs.
+struct Order<'a> {
+    modules: &'a Modules,
+    done: Vec<String>,
+    open: Vec<String>,
+}
+
+impl Order<'_> {
+    fn visit(&mut self, name: &str) -> Result<(), KernelError> {
+        if self.done.iter().any(|done| done == name) {
+            return Ok(());
+        }
+        if let Some(at) = self.open.iter().position(|open| open == name) {
+            let circle = self.open[at..].iter().cloned().chain([name.to_owned()]).collect();
+            return Err(KernelError::Circle(circle));
+        }
+        // A dependency that is no module is built in; were it missing, the kernel would say so.
+        let Some(info) = self.modules.by_name.get(name) else { return Ok(()) };
+        self.open.push(name.to_owned());
+        for needed in &info.depends {
+            self.visit(needed)?;
+        }
+        self.open.pop();
+        self.done.push(name.to_owned());
+        Ok(())
+    }
+}
+
+/// True for the path of a module, packed or not.
+#[must_use]
+pub fn is_module(path: &str) -> bool {
+    [".ko", ".ko.xz", ".ko.zst", ".ko.gz"].iter().any(|end| path.ends_with(end))
+}
+
+/// `kernel/net/nf_tables.ko.xz` is `nf_tables`; the kernel holds `-` and `_` for the same.
+#[must_use]
+pub fn module_name(path: &str) -> String {
+    file_name(path).replace('-', "_").trim_end_matches(".ko").to_owned()
+}
+
+/// `kernel/net/a-b.ko.xz` unpacked is `a-b.ko`.
+#[must_use]
+pub fn file_name(path: &str) -> &str {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    [".xz", ".zst", ".gz"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name)
+}
+
+/// A module without its compression.
+///
+/// # Errors
+/// When it is damaged.
+pub fn unpack(path: &str, packed: &[u8]) -> Result<Vec<u8>, KernelError> {
+    let mut unpacked = Vec::new();
+    let bounded = |reader: &mut dyn Read, unpacked: &mut Vec<u8>| reader.take(MODULE_MAX).read_to_end(unpacked);
+    let outcome: io::Result<usize> = if path.ends_with(".xz") {
+        bounded(&mut liblzma::read::XzDecoder::new(packed), &mut unpacked)
+    } else if path.ends_with(".zst") {
+        zstd::stream::Decoder::new(packed).and_then(|mut decoder| bounded(&mut decoder, &mut unpacked))
+    } else if path.ends_with(".gz") {
+        bounded(&mut flate2::read::GzDecoder::new(packed), &mut unpacked)
+    } else {
+        bounded(&mut &*packed, &mut unpacked)
+    };
+    outcome.map_err(|error| KernelError::Module { name: path.to_owned(), why: error.to_string() })?;
+    Ok(unpacked)
+}
+
+fn read_info(path: &str, bytes: &[u8]) -> Result<ModuleInfo, KernelError> {
+    let failed = |why: String| KernelError::Module { name: path.to_owned(), why };
+    let elf = Elf::parse(bytes).map_err(|error| failed(error.to_string()))?;
+    let section = elf.section(".modinfo").ok_or_else(|| failed("it has no .modinfo section".to_owned()))?;
+    let mut info = ModuleInfo { path: path.to_owned(), ..ModuleInfo::default() };
+    for (key, value) in entries(section) {
+        match key {
+            "depends" => {
+                let names = value.split(',').filter(|name| !name.is_empty());
+                info.depends.extend(names.map(|name| name.replace('-', "_")));
+            }
+            "alias" => info.aliases.push(value.to_owned()),
+            "softdep" => info.soft_dependencies.push(value.to_owned()),
+            _ => {}
+        }
+    }
+    Ok(info)
+}
+
+/// `key=value` strings, each ended by a NUL.
+pub(super) fn entries(section: &[u8]) -> impl Iterator<Item = (&str, &str)> {
+    section.split(|byte| *byte == 0).filter_map(|entry| std::str::from_utf8(entry).ok()?.split_once('='))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn modules(list: &[(&str, &[&str])]) -> Modules {
+        let mut modules = Modules::default();
+        for (name, depends) in list {
+            let info = ModuleInfo {
+                path: format!("kernel/{name}.ko.xz"),
+                depends: depends.iter().map(|name| (*name).to_owned()).collect(),
+                ..ModuleInfo::default()
+            };
+            modules.by_name.insert((*name).to_owned(), info);
+        }
+        modules
+    }
+
+    fn paths(order: &[&ModuleInfo]) -> Vec<String> {
+        order.iter().map(|info| module_name(&info.path)).collect()
+    }
+
+    #[test]
+    fn what_is_needed_comes_first() {
+        let modules = modules(&[
+            ("virtio_net", &["net_failover", "failover"]),
+            ("net_failover", &["failover"]),
+            ("failover", &[]),
+            ("virtio_blk", &[]),
+            ("virtio_mmio", &["virtio_ring", "virtio"]),
+            ("overlay", &[]),
+            ("unrelated", &[]),
+        ]);
+        let order = paths(&modules.initramfs_order().unwrap());
+        assert_eq!(order, ["failover", "net_failover", "virtio_net", "virtio_mmio", "virtio_blk", "overlay"]);
+    }
+
+    #[test]
+    fn a_built_in_module_is_not_missed_and_an_absent_one_is() {
+        let mut kernel = modules(&[("virtio_blk", &[]), ("virtio_mmio", &[])]);
+        assert!(matches!(kernel.initramfs_order(), Err(KernelError::MissingModule("overlay"))));
+        kernel.add_built_in("kernel/fs/overlayfs/overlay.ko\n");
+        assert_eq!(paths(&kernel.initramfs_order().unwrap()), ["virtio_mmio", "virtio_blk"]);
+    }
+
+    #[test]
+    fn circles_are_named() {
+        let modules = modules(&[("a", &["b"]), ("b", &["c"]), ("c", &["b"])]);
+        let Err(KernelError::Circle(circle)) = modules.needed_by("a") else { panic!("no circle") };
+        assert_eq!(circle, ["b", "c", "b"]);
+    }
+
+    #[test]
+    fn names_are_normalised() {
+        assert_eq!(module_name("kernel/fs/nls/nls-iso.ko.xz"), "nls_iso");
+        assert_eq!(file_name("kernel/a-b.ko.zst"), "a-b.ko");
+        assert!(is_module("x/y.ko.xz") && is_module("y.ko") && !is_module("modules.order"));
+    }
+}
