@@ -1,1 +1,3 @@
-//! skeleton
+//! The programs: `banger`, `bangerd`, `bangerd-root` and `banger-emu`. Thin: parse, build, run; policy lives in `actors`.
+
+pub mod cli;

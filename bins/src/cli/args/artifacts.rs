@@ -1,0 +1,60 @@
+//! Flags of `banger image` and `banger kernel`.
+
+use clap::{Args, Subcommand};
+use messages::ids::{ImageName, Reference};
+
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum ImageCommand {
+    /// List what can be pulled.
+    Catalog,
+    /// Fetch or build an image, and the kernel that it names.
+    Pull(PullImageArgs),
+    /// List the images on this host.
+    List,
+    /// Show everything about an image.
+    Show {
+        /// Its name.
+        image: Reference,
+    },
+    /// Delete images that no VM uses.
+    Delete {
+        /// Their names.
+        #[arg(required = true, value_name = "IMAGE")]
+        images: Vec<Reference>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct PullImageArgs {
+    /// A name from `banger image catalog`.
+    #[arg(value_name = "REF")]
+    pub(in crate::cli) reference: Reference,
+    /// The name to keep it under. The catalog's when absent.
+    #[arg(long)]
+    pub(in crate::cli) name: Option<ImageName>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum KernelCommand {
+    /// List what can be pulled.
+    Catalog,
+    /// Fetch a kernel.
+    Pull {
+        /// A name from `banger kernel catalog`.
+        #[arg(value_name = "REF")]
+        reference: Reference,
+    },
+    /// List the kernels on this host.
+    List,
+    /// Show everything about a kernel.
+    Show {
+        /// Its name.
+        kernel: Reference,
+    },
+    /// Delete kernels that no image and no VM uses.
+    Delete {
+        /// Their names.
+        #[arg(required = true, value_name = "KERNEL")]
+        kernels: Vec<Reference>,
+    },
+}

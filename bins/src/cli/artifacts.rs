@@ -1,0 +1,211 @@
+//! `banger image …` and `banger kernel …`: ask, then print.
+
+use super::args::{ImageCommand, KernelCommand};
+use super::client::{Client, unexpected};
+use super::failure::{Failure, Outcome};
+use super::output::error_value;
+use super::{human, json, table};
+use messages::image::{CatalogEntry, ImageView, KernelView};
+use messages::reply::Reply;
+use messages::request::{Force, RequestBody};
+use serde_json::{Value, json as value_of};
+
+/// Runs one `image` command.
+pub(super) async fn image(client: &Client, command: ImageCommand) -> Outcome {
+    match command {
+        ImageCommand::Catalog => catalog(client, RequestBody::ImageCatalog).await,
+        ImageCommand::Pull(args) => {
+            let body = RequestBody::PullImage { reference: args.reference, name: args.name };
+            match client.ask(body).await? {
+                Reply::Image(view) => pulled(client, view.name.as_str(), &json::image(&view)),
+                other => Err(unexpected(&other)),
+            }
+        }
+        ImageCommand::List => match client.ask(RequestBody::ListImages).await? {
+            Reply::Images(views) => {
+                let headings = ["NAME", "SIZE", "ON DISK", "KERNEL", "SOURCE", "AGE", "USED BY"];
+                let empty = "no images: `banger image pull` fetches one, `banger image catalog` lists what there is";
+                list(client, &views, json::image, &headings, image_row, empty)
+            }
+            other => Err(unexpected(&other)),
+        },
+        ImageCommand::Show { image } => match client.ask(RequestBody::ShowImage { image }).await? {
+            Reply::Image(view) => show(client, &json::image(&view), &image_details(&view)),
+            other => Err(unexpected(&other)),
+        },
+        ImageCommand::Delete { images } => {
+            let bodies = images
+                .into_iter()
+                .map(|image| (image.to_string(), RequestBody::DeleteImage { image, force: Force::No }));
+            delete(client, bodies.collect()).await
+        }
+    }
+}
+
+/// Runs one `kernel` command.
+pub(super) async fn kernel(client: &Client, command: KernelCommand) -> Outcome {
+    match command {
+        KernelCommand::Catalog => catalog(client, RequestBody::KernelCatalog).await,
+        KernelCommand::Pull { reference } => match client.ask(RequestBody::PullKernel { reference }).await? {
+            Reply::Kernel(view) => pulled(client, view.name.as_str(), &json::kernel(&view)),
+            other => Err(unexpected(&other)),
+        },
+        KernelCommand::List => match client.ask(RequestBody::ListKernels).await? {
+            Reply::Kernels(views) => {
+                let headings = ["NAME", "VERSION", "ON DISK", "SOURCE", "AGE", "USED BY"];
+                let empty = "no kernels: `banger kernel pull` fetches one, `banger kernel catalog` lists what there is";
+                list(client, &views, json::kernel, &headings, kernel_row, empty)
+            }
+            other => Err(unexpected(&other)),
+        },
+        KernelCommand::Show { kernel } => match client.ask(RequestBody::ShowKernel { kernel }).await? {
+            Reply::Kernel(view) => show(client, &json::kernel(&view), &kernel_details(&view)),
+            other => Err(unexpected(&other)),
+        },
+        KernelCommand::Delete { kernels } => {
+            let bodies = kernels
+                .into_iter()
+                .map(|kernel| (kernel.to_string(), RequestBody::DeleteKernel { kernel, force: Force::No }));
+            delete(client, bodies.collect()).await
+        }
+    }
+}
+
+async fn catalog(client: &Client, body: RequestBody) -> Outcome {
+    match client.ask(body).await? {
+        Reply::Catalog(entries) => {
+            let headings = ["NAME", "KIND", "PRESENT", "DESCRIPTION", "FROM"];
+            list(client, &entries, json::catalog_entry, &headings, catalog_row, "the catalog is empty")
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Deletes each, also when one fails, and fails as the first that failed did.
+async fn delete(client: &Client, bodies: Vec<(String, RequestBody)>) -> Outcome {
+    let mut first = None;
+    let mut values = Vec::new();
+    for (asked, body) in bodies {
+        match client.ask(body).await {
+            Ok(Reply::Done) => {
+                client.output.remark(&format!("{asked} deleted"));
+                values.push(value_of!({ "asked": asked, "deleted": true }));
+            }
+            Ok(other) => return Err(unexpected(&other)),
+            Err(Failure::Error(error)) => {
+                if !client.output.json {
+                    client.output.error(&error);
+                }
+                values.push(value_of!({ "asked": asked, "error": error_value(&error) }));
+                first = first.or(Some(error.kind.exit_code()));
+            }
+            Err(other) => return Err(other),
+        }
+    }
+    if client.output.json {
+        client.output.value(&Value::Array(values))?;
+    }
+    first.map_or(Ok(0), |code| Err(Failure::Said(code)))
+}
+
+fn pulled(client: &Client, name: &str, value: &serde_json::Value) -> Outcome {
+    if client.output.json {
+        client.output.value(value)?
+    } else {
+        client.output.data(&format!("{name}\n"))?
+    }
+    Ok(0)
+}
+
+fn list<T>(
+    client: &Client,
+    items: &[T],
+    value: fn(&T) -> serde_json::Value,
+    headings: &[&str],
+    row: fn(&T) -> Vec<String>,
+    empty: &str,
+) -> Outcome {
+    if client.output.json {
+        client.output.value(&json::array(items, value))?;
+    } else if items.is_empty() {
+        client.output.remark(empty);
+    } else {
+        let rows: Vec<Vec<String>> = items.iter().map(row).collect();
+        client.output.data(&table::render(headings, &rows, table::terminal_width()))?;
+    }
+    Ok(0)
+}
+
+fn show(client: &Client, value: &serde_json::Value, details: &[(&str, String)]) -> Outcome {
+    if client.output.json {
+        client.output.value(value)?
+    } else {
+        client.output.data(&table::pairs(details))?
+    }
+    Ok(0)
+}
+
+fn used_by(names: &[String]) -> String {
+    if names.is_empty() { "-".to_owned() } else { names.join(", ") }
+}
+
+fn catalog_row(entry: &CatalogEntry) -> Vec<String> {
+    let present = if entry.present { "yes" } else { "no" };
+    vec![entry.name.clone(), entry.kind.clone(), present.to_owned(), entry.description.clone(), entry.origin.clone()]
+}
+
+fn image_row(view: &ImageView) -> Vec<String> {
+    vec![
+        view.name.to_string(),
+        human::size(view.size_bytes),
+        human::size(view.disk_bytes),
+        view.kernel.to_string(),
+        view.source.clone(),
+        human::age(human::since(view.created_at_ms)),
+        used_by(&view.used_by),
+    ]
+}
+
+fn kernel_row(view: &KernelView) -> Vec<String> {
+    vec![
+        view.name.to_string(),
+        view.version.clone(),
+        human::size(view.disk_bytes),
+        view.source.clone(),
+        human::age(human::since(view.created_at_ms)),
+        used_by(&view.used_by),
+    ]
+}
+
+fn image_details(view: &ImageView) -> Vec<(&'static str, String)> {
+    let config = &view.config;
+    let mut rows = vec![
+        ("name", view.name.to_string()),
+        ("digest", view.digest.clone()),
+        ("size", human::size(view.size_bytes)),
+        ("on disk", human::size(view.disk_bytes)),
+        ("kernel", view.kernel.to_string()),
+        ("source", view.source.clone()),
+        ("created", human::timestamp(view.created_at_ms)),
+        ("used by", used_by(&view.used_by)),
+    ];
+    let mut push = |key, value: Option<String>| rows.extend(value.map(|value| (key, value)));
+    push("entrypoint", (!config.entrypoint.is_empty()).then(|| config.entrypoint.join(" ")));
+    push("command", (!config.cmd.is_empty()).then(|| config.cmd.join(" ")));
+    push("environment", (!config.env.is_empty()).then(|| config.env.join(" ")));
+    push("workdir", config.workdir.clone());
+    push("user", config.user.clone());
+    rows
+}
+
+fn kernel_details(view: &KernelView) -> Vec<(&'static str, String)> {
+    vec![
+        ("name", view.name.to_string()),
+        ("version", view.version.clone()),
+        ("digest", view.digest.clone()),
+        ("on disk", human::size(view.disk_bytes)),
+        ("source", view.source.clone()),
+        ("created", human::timestamp(view.created_at_ms)),
+        ("used by", used_by(&view.used_by)),
+    ]
+}
