@@ -1,0 +1,289 @@
+//! What a command writes, on its way to the client, and the end of the command. The only writer of an operation's stream, so
+//! that nothing is held back but by the client itself: while it does not read, the command's pipes fill and the command waits.
+//!
+//! # When output ends
+//! A command's output is complete when all copies of its pipes are closed. A background process that kept one would delay
+//! that for ever (as with ssh), so after the command's own exit everything that it had written is delivered, then whatever
+//! comes without a pause of [`IDLE_GRACE`], for at most [`TOTAL_GRACE`]. What comes later is read and dropped, so that a
+//! background process is not killed by a closed pipe.
+
+use super::fd::StreamFd;
+use super::input::Feedback;
+use link::frames::{ReadError, write_frame};
+use messages::frame::{self, HEADER_LEN};
+use messages::guest::{ExitStatus, OutputFrame};
+use messages::limits::{GUEST_FRAME_MAX, STREAM_CHUNK_MAX};
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::time::Duration;
+use tokio::io::{AsyncRead as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::process::Child;
+use tokio::time::Instant;
+
+/// How long a pause in the output after the command's exit may be.
+pub const IDLE_GRACE: Duration = Duration::from_millis(100);
+/// How long after the command's exit the output of others is waited for.
+pub const TOTAL_GRACE: Duration = Duration::from_secs(1);
+/// Room before the payload for the frame's header: its length, the variant, and the payload's length as a varint.
+const HEADROOM: usize = 16;
+/// The first buffer of each stream; most commands never need the large one.
+const SMALL_BUFFER: usize = 8 << 10;
+
+/// One of a command's output streams.
+#[derive(Debug)]
+struct Source {
+    fd: StreamFd,
+    /// What comes before the payload's length in a frame.
+    variant: u8,
+    /// [`HEADROOM`], then payload.
+    buffer: Vec<u8>,
+    /// Bytes that were in the pipe when the command exited and have not been read yet.
+    owed: usize,
+}
+
+impl Source {
+    fn new(fd: StreamFd, empty_frame: &OutputFrame<'_>) -> Self {
+        let encoded = frame::encode(empty_frame, GUEST_FRAME_MAX).expect("an empty frame fits");
+        Self { fd, variant: encoded[HEADER_LEN], buffer: vec![0; HEADROOM + SMALL_BUFFER], owed: 0 }
+    }
+
+    /// Reads once. Cancel-safe.
+    async fn read(&mut self) -> io::Result<usize> {
+        let Self { fd, buffer, .. } = self;
+        let length = std::future::poll_fn(|cx| {
+            let mut target = ReadBuf::new(&mut buffer[HEADROOM..]);
+            std::pin::Pin::new(&mut *fd).poll_read(cx, &mut target).map_ok(|()| target.filled().len())
+        })
+        .await?;
+        self.owed = self.owed.saturating_sub(length);
+        Ok(length)
+    }
+
+    /// The whole frame around the first `length` bytes of payload, made in place: the payload is not moved.
+    fn frame(&mut self, length: usize) -> &[u8] {
+        let mut header = [0; HEADROOM];
+        header[HEADER_LEN] = self.variant;
+        let mut end = HEADER_LEN + 1;
+        let mut rest = length;
+        loop {
+            let byte = u8::try_from(rest & 0x7f).expect("seven bits");
+            rest >>= 7;
+            header[end] = if rest == 0 { byte } else { byte | 0x80 };
+            end += 1;
+            if rest == 0 {
+                break;
+            }
+        }
+        let payload = u32::try_from(end - HEADER_LEN + length).expect("a chunk is far below 4 GiB");
+        header[..HEADER_LEN].copy_from_slice(&payload.to_le_bytes());
+        let start = HEADROOM - end;
+        self.buffer[start..HEADROOM].copy_from_slice(&header[..end]);
+        &self.buffer[start..HEADROOM + length]
+    }
+
+    /// A read that filled the buffer says that more is coming.
+    fn grow(&mut self, length: usize) {
+        if length == self.buffer.len() - HEADROOM && length < STREAM_CHUNK_MAX {
+            self.buffer.resize(HEADROOM + STREAM_CHUNK_MAX, 0);
+        }
+    }
+}
+
+/// Both streams of a command, and its end.
+#[derive(Debug)]
+pub struct Output {
+    stdout: Option<Source>,
+    stderr: Option<Source>,
+    child: Child,
+    exit: Option<Exit>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Exit {
+    status: ExitStatus,
+    at: Instant,
+    last_output: Instant,
+}
+
+enum Event {
+    Stdout(io::Result<usize>),
+    Stderr(io::Result<usize>),
+    Exited(io::Result<std::process::ExitStatus>),
+    Feedback(u32, bool),
+    Quiet,
+}
+
+async fn read(source: &mut Option<Source>) -> io::Result<usize> {
+    match source {
+        Some(source) => source.read().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Output {
+    /// The output of `child`.
+    #[must_use]
+    pub fn new(child: Child, stdout: StreamFd, stderr: Option<StreamFd>) -> Self {
+        Self {
+            stdout: Some(Source::new(stdout, &OutputFrame::Stdout(&[]))),
+            stderr: stderr.map(|fd| Source::new(fd, &OutputFrame::Stderr(&[]))),
+            child,
+            exit: None,
+        }
+    }
+
+    /// Delivers everything up to the command's end. `on_exit` is called at the very moment that its process id becomes
+    /// invalid.
+    ///
+    /// # Errors
+    /// The client is gone. The command and its streams are untouched by that: [`Output::discard`] goes on.
+    pub async fn deliver<W: AsyncWrite + Unpin>(
+        &mut self,
+        writer: &mut W,
+        feedback: &Feedback,
+        mut on_exit: impl FnMut(),
+    ) -> Result<ExitStatus, ReadError> {
+        loop {
+            if let Some(status) = self.finished() {
+                return Ok(status);
+            }
+            match self.event(Some(feedback)).await {
+                Event::Stdout(read) => forward(&mut self.stdout, &read, writer).await?,
+                Event::Stderr(read) => forward(&mut self.stderr, &read, writer).await?,
+                Event::Exited(status) => {
+                    on_exit();
+                    self.exited(status);
+                }
+                Event::Feedback(credit, closed) => {
+                    if credit > 0 {
+                        write_frame(writer, &OutputFrame::StdinCredit(credit), GUEST_FRAME_MAX).await?;
+                    }
+                    if closed {
+                        write_frame(writer, &OutputFrame::StdinClosed, GUEST_FRAME_MAX).await?;
+                    }
+                }
+                Event::Quiet => {}
+            }
+        }
+    }
+
+    /// Reads and drops the output until the command's end.
+    pub async fn discard(&mut self, mut on_exit: impl FnMut()) -> ExitStatus {
+        loop {
+            if let Some(exit) = &self.exit {
+                return exit.status;
+            }
+            match self.event(None).await {
+                Event::Stdout(read) => skip(&mut self.stdout, &read),
+                Event::Stderr(read) => skip(&mut self.stderr, &read),
+                Event::Exited(status) => {
+                    on_exit();
+                    self.exited(status);
+                }
+                Event::Feedback(..) | Event::Quiet => {}
+            }
+        }
+    }
+
+    /// Reads and drops what background processes still write, until they are all gone.
+    pub async fn drain_background(mut self) {
+        while self.stdout.is_some() || self.stderr.is_some() {
+            tokio::select! {
+                read = read(&mut self.stdout) => skip(&mut self.stdout, &read),
+                read = read(&mut self.stderr) => skip(&mut self.stderr, &read),
+            }
+        }
+    }
+
+    async fn event(&mut self, feedback: Option<&Feedback>) -> Event {
+        let quiet_at = self.exit.map(|exit| exit.last_output + IDLE_GRACE);
+        tokio::select! {
+            (credit, closed) = async { match feedback { Some(feedback) => feedback.next().await, None => std::future::pending().await } } =>
+                Event::Feedback(credit, closed),
+            read = read(&mut self.stdout) => Event::Stdout(read),
+            read = read(&mut self.stderr) => Event::Stderr(read),
+            status = self.child.wait(), if self.exit.is_none() => Event::Exited(status),
+            () = async { match quiet_at { Some(at) => tokio::time::sleep_until(at).await, None => std::future::pending().await } } =>
+                Event::Quiet,
+        }
+        .noted(self)
+    }
+
+    fn exited(&mut self, status: io::Result<std::process::ExitStatus>) {
+        let status = match status {
+            Ok(status) => match (status.code(), status.signal()) {
+                (Some(code), _) => ExitStatus::Code(code),
+                (None, Some(signal)) => ExitStatus::Signal(signal),
+                (None, None) => ExitStatus::Unknown,
+            },
+            Err(_) => ExitStatus::Unknown,
+        };
+        for source in [&mut self.stdout, &mut self.stderr].into_iter().flatten() {
+            source.owed = crate::sys::bytes_waiting(source.fd.as_fd()).unwrap_or(0);
+        }
+        let now = Instant::now();
+        self.exit = Some(Exit { status, at: now, last_output: now });
+    }
+
+    /// The status, once the command has exited and its output is complete or was waited for long enough.
+    fn finished(&self) -> Option<ExitStatus> {
+        let exit = self.exit?;
+        let open = || [&self.stdout, &self.stderr].into_iter().flatten();
+        let now = Instant::now();
+        let given_up = open().all(|source| source.owed == 0)
+            && (now >= exit.last_output + IDLE_GRACE || now >= exit.at + TOTAL_GRACE);
+        (open().next().is_none() || given_up).then_some(exit.status)
+    }
+}
+
+impl Event {
+    /// Output after the exit postpones the end.
+    fn noted(self, output: &mut Output) -> Self {
+        if let (Self::Stdout(Ok(1..)) | Self::Stderr(Ok(1..)), Some(exit)) = (&self, &mut output.exit) {
+            exit.last_output = Instant::now();
+        }
+        self
+    }
+}
+
+fn skip(source: &mut Option<Source>, read: &io::Result<usize>) {
+    if !matches!(read, Ok(1..)) {
+        *source = None;
+    }
+}
+
+async fn forward<W: AsyncWrite + Unpin>(
+    source: &mut Option<Source>,
+    read: &io::Result<usize>,
+    writer: &mut W,
+) -> Result<(), ReadError> {
+    let (Some(open), Ok(length @ 1..)) = (source.as_mut(), read) else {
+        *source = None;
+        return Ok(());
+    };
+    writer.write_all(open.frame(*length)).await.map_err(ReadError::Io)?;
+    writer.flush().await.map_err(ReadError::Io)?;
+    open.grow(*length);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn frames_made_in_place_are_what_the_encoder_makes() {
+        let (reader, _writer) = nix::unistd::pipe().unwrap();
+        let mut source = Source::new(StreamFd::new(reader).unwrap(), &OutputFrame::Stderr(&[]));
+        source.buffer = vec![0; HEADROOM + STREAM_CHUNK_MAX];
+        for (index, byte) in source.buffer[HEADROOM..].iter_mut().enumerate() {
+            *byte = u8::try_from(index % 251).unwrap();
+        }
+        for length in [1, 127, 128, 16_383, 16_384, STREAM_CHUNK_MAX] {
+            let payload = source.buffer[HEADROOM..HEADROOM + length].to_vec();
+            let expected = frame::encode(&OutputFrame::Stderr(&payload), GUEST_FRAME_MAX).unwrap();
+            assert_eq!(source.frame(length), expected, "{length}");
+        }
+    }
+}

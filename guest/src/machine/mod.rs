@@ -1,0 +1,60 @@
+//! The machine that an agent lives in: a guest, or for tests a directory of a host. Does what the agent was asked to do to it.
+
+pub mod process;
+
+use crate::agent::Agent;
+use messages::error::WireError;
+use messages::guest::{BootSpec, StopKind};
+use process::ProcessMachine;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Either kind of machine.
+#[derive(Debug)]
+pub enum Machine {
+    Process(ProcessMachine),
+}
+
+impl Machine {
+    /// Boots as the spec says, and reports each readiness level to `agent`.
+    ///
+    /// # Errors
+    /// What failed; the agent waits on for a stop.
+    pub async fn boot(&self, agent: &Arc<Agent>, spec: BootSpec) -> Result<(), WireError> {
+        match self {
+            Self::Process(machine) => {
+                machine.boot(agent, spec);
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes over another identity while running: after a fork or a resume.
+    ///
+    /// # Errors
+    /// What failed.
+    pub async fn identify_anew(&self, _spec: BootSpec) -> Result<(), WireError> {
+        match self {
+            Self::Process(_) => Ok(()),
+        }
+    }
+
+    /// Sets the wall clock.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_clock(&self, _unix_ns: u64) -> io::Result<()> {
+        match self {
+            // The host's own clock is right.
+            Self::Process(_) => Ok(()),
+        }
+    }
+
+    /// Ends the machine, within `deadline`.
+    pub async fn stop(&self, agent: &Arc<Agent>, kind: StopKind, _deadline: Duration) {
+        match self {
+            Self::Process(machine) => machine.stop(agent, kind).await,
+        }
+    }
+}
