@@ -109,6 +109,35 @@ impl World {
         self.program("banger", arguments)
     }
 
+    /// A second instance beside this one: same user, programs and helper, but a state directory, socket and config of its
+    /// own. Images and kernels are shared by hard links.
+    ///
+    /// # Errors
+    /// A directory or file that cannot be made.
+    pub(crate) fn beside(&self, name: &str, config: &str) -> io::Result<Self> {
+        let state = self.base.join(name);
+        fs::create_dir_all(&state)?;
+        for shared in ["images", "kernels"] {
+            let from = self.state.join(shared).display().to_string();
+            let done = Program::tool(&["cp", "-al", &from, &state.display().to_string()]).run()?;
+            if done.code() != 0 {
+                return Err(io::Error::other(done.err()));
+            }
+        }
+        chown(&state, Some(self.uid), Some(self.uid))?;
+        let own_config = self.base.join(format!("{name}.toml"));
+        fs::write(&own_config, config)?;
+        let mut env = self.env.clone();
+        for (key, value) in &mut env {
+            match key.as_str() {
+                "BANGER_STATE_DIR" | "BANGER_RUNTIME_DIR" => *value = state.display().to_string(),
+                "BANGER_CONFIG" => *value = own_config.display().to_string(),
+                _ => {}
+            }
+        }
+        Ok(Self { base: self.base.clone(), state, uid: self.uid, env, helper: std::sync::Mutex::new(None) })
+    }
+
     /// Starts `bangerd-root` for the run's uid and waits until it takes connections.
     ///
     /// # Errors
@@ -154,12 +183,18 @@ impl World {
         [self.state.clone(), self.base.join("r"), self.base.join("c")]
     }
 
-    /// The process id of the daemon, or none.
+    /// The process id of this instance's daemon, or none.
     pub(crate) fn daemon_pid(&self) -> Option<u32> {
         let own = self.base.join("bin/bangerd");
+        let state = format!("BANGER_STATE_DIR={}", self.state.display());
         fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
             let pid = entry.file_name().to_str()?.parse().ok()?;
-            (fs::read_link(entry.path().join("exe")).ok()? == own).then_some(pid)
+            let ours = fs::read_link(entry.path().join("exe")).ok()? == own
+                && fs::read(entry.path().join("environ"))
+                    .ok()?
+                    .split(|byte| *byte == 0)
+                    .any(|var| var == state.as_bytes());
+            ours.then_some(pid)
         })
     }
 }

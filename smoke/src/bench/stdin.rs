@@ -1,0 +1,68 @@
+//! 256 MiB through the stdin of an exec, against the same bytes raw through a port of the same kind, without multiplexer.
+
+use super::bare::{RawPort, Template, succeed};
+use super::figures::{Figure, Goal, median};
+use super::repeats;
+use crate::case::{Case, Stop, check, failed};
+use crate::command::Input;
+use std::io::Read;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt;
+
+const SIZE: u64 = 256 << 20;
+/// As much as the command line tool reads at a time.
+const CHUNK: usize = 128 << 10;
+
+pub(super) fn measure(case: &Case<'_>) -> Result<Vec<Figure>, Stop> {
+    let template = Template::take(case)?;
+    let vm = case.vm();
+    case.create(&vm, &["--net", "none"])?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let mut bare = runtime.block_on(template.boot(RawPort::Yes))?;
+    let (runs, remark) = repeats(through_exec(case, &vm)?);
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..runs {
+        ours.push(rate(through_exec(case, &vm)?));
+        theirs.push(rate(runtime.block_on(raw(&mut bare))?));
+    }
+    Ok(vec![Figure {
+        name: "256 MiB through exec's stdin against a raw port (MB/s)".to_owned(),
+        measured: median(&ours),
+        baseline: median(&theirs),
+        goal: Goal::AtLeast(0.7),
+        runs,
+        remark,
+    }])
+}
+
+fn rate(took: Duration) -> f64 {
+    SIZE as f64 / 1e6 / took.as_secs_f64()
+}
+
+fn through_exec(case: &Case<'_>, vm: &str) -> Result<Duration, Stop> {
+    let mut program = case.world.banger(&["vm", "exec", vm, "--", "sh", "-c", "cat > /dev/null"]);
+    program.input = Input::Reader(Box::new(std::io::repeat(0x55).take(SIZE)));
+    let done = case.run(program)?;
+    check(done.code() == 0, || format!("exec ended with {}", done.code()))?;
+    Ok(done.took)
+}
+
+async fn raw(bare: &mut super::bare::Bare) -> Result<Duration, Stop> {
+    // The port's device is named after its place, its name stands beside it.
+    let script = format!(
+        "for d in /sys/class/virtio-ports/*; do [ \"$(cat $d/name)\" = bench.0 ] && exec head -c {SIZE} /dev/${{d##*/}} >/dev/null; done; \
+         echo no port; exit 1"
+    );
+    let started = Instant::now();
+    let reader = bare.exec(&script).await?;
+    let Some(port) = bare.raw.as_mut() else { return failed("the bare guest has no second port") };
+    let chunk = vec![0x55; CHUNK];
+    let mut left = SIZE;
+    while left > 0 {
+        let length = usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK);
+        port.write_all(&chunk[..length]).await?;
+        left -= length as u64;
+    }
+    succeed(reader).await?;
+    Ok(started.elapsed())
+}
