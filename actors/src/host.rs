@@ -3,17 +3,9 @@
 
 use crate::config::VmDefaults;
 use messages::error::{ErrorKind, WireError};
+use messages::limits::{VM_DISK_MAX_BYTES, VM_DISK_MIN_BYTES, VM_MEMORY_MIN_MIB, VM_VCPUS_MAX};
 use messages::vm::{Provenance, VmSize, VmSpec};
 use std::path::Path;
-
-/// The smallest memory that a Debian kernel with its initramfs boots in, in MiB.
-pub const MEMORY_MIN_MIB: u32 = 64;
-/// The smallest disk: an ext4 journal and something to write, in bytes.
-pub const DISK_MIN: u64 = 64 << 20;
-/// The largest ext4 of 4 KiB blocks without the `64bit` feature, in bytes.
-pub const DISK_MAX: u64 = 16 << 40;
-/// Firecracker's limit (`vcpu_count` of its machine-config).
-pub const VCPUS_MAX: u8 = 32;
 
 const FLOOR_MEMORY_MIB: u32 = 512;
 const FLOOR_DISK: u64 = 4 << 30;
@@ -100,8 +92,8 @@ fn check_size(size: &VmSize, host: &HostFacts) -> Result<(), WireError> {
     if vcpus == 0 {
         return usage("a VM cannot have 0 vCPUs: ask for at least 1".to_owned());
     }
-    if vcpus > VCPUS_MAX {
-        return usage(format!("a VM cannot have {vcpus} vCPUs: the VMM takes at most {VCPUS_MAX}"));
+    if vcpus > VM_VCPUS_MAX {
+        return usage(format!("a VM cannot have {vcpus} vCPUs: the VMM takes at most {VM_VCPUS_MAX}"));
     }
     if u32::from(vcpus) > host.cpus {
         return Err(WireError::new(
@@ -109,8 +101,8 @@ fn check_size(size: &VmSize, host: &HostFacts) -> Result<(), WireError> {
             format!("a VM of {vcpus} vCPUs does not fit this host, which has {}", host.cpus),
         ));
     }
-    if memory_mib < MEMORY_MIN_MIB {
-        return usage(format!("a VM cannot have {memory_mib} MiB of memory: ask for at least {MEMORY_MIN_MIB} MiB"));
+    if memory_mib < VM_MEMORY_MIN_MIB {
+        return usage(format!("a VM cannot have {memory_mib} MiB of memory: ask for at least {VM_MEMORY_MIN_MIB} MiB"));
     }
     if u64::from(memory_mib) > host.memory_mib {
         return Err(WireError::new(
@@ -118,16 +110,16 @@ fn check_size(size: &VmSize, host: &HostFacts) -> Result<(), WireError> {
             format!("a VM of {memory_mib} MiB does not fit this host, which has {} MiB", host.memory_mib),
         ));
     }
-    if disk_bytes < DISK_MIN {
+    if disk_bytes < VM_DISK_MIN_BYTES {
         return usage(format!(
             "a VM cannot have a disk of {disk_bytes} bytes: ask for at least {} MiB",
-            DISK_MIN / MIB
+            VM_DISK_MIN_BYTES / MIB
         ));
     }
-    if disk_bytes > DISK_MAX {
+    if disk_bytes > VM_DISK_MAX_BYTES {
         return usage(format!(
-            "a VM cannot have a disk of {disk_bytes} bytes: ext4 takes at most {} TiB",
-            DISK_MAX >> 40
+            "a VM cannot have a disk of {disk_bytes} bytes: the most is {} TiB",
+            VM_DISK_MAX_BYTES >> 40
         ));
     }
     if !disk_bytes.is_multiple_of(4096) {
@@ -191,11 +183,11 @@ mod tests {
             (VmSpec { vcpus: Some(0), ..VmSpec::default() }, ErrorKind::Usage, "0 vCPUs"),
             (VmSpec { vcpus: Some(9), ..VmSpec::default() }, ErrorKind::Resources, "has 8"),
             (VmSpec { vcpus: Some(33), ..VmSpec::default() }, ErrorKind::Usage, "at most 32"),
-            (VmSpec { memory_mib: Some(1), ..VmSpec::default() }, ErrorKind::Usage, "at least 64 MiB"),
+            (VmSpec { memory_mib: Some(1), ..VmSpec::default() }, ErrorKind::Usage, "at least 128 MiB"),
             (VmSpec { memory_mib: Some(16_001), ..VmSpec::default() }, ErrorKind::Resources, "16000 MiB"),
             (VmSpec { disk_bytes: Some(3), ..VmSpec::default() }, ErrorKind::Usage, "3 bytes"),
-            (VmSpec { disk_bytes: Some(u64::MAX), ..VmSpec::default() }, ErrorKind::Usage, "16 TiB"),
-            (VmSpec { disk_bytes: Some(DISK_MIN + 1), ..VmSpec::default() }, ErrorKind::Usage, "4096"),
+            (VmSpec { disk_bytes: Some(u64::MAX), ..VmSpec::default() }, ErrorKind::Usage, "8 TiB"),
+            (VmSpec { disk_bytes: Some(VM_DISK_MIN_BYTES + 1), ..VmSpec::default() }, ErrorKind::Usage, "4096"),
         ] {
             let error = refused(spec);
             assert_eq!(error.kind, kind, "{error}");

@@ -8,5 +8,7 @@ pub mod ext4;
 pub mod host;
 pub mod kernels;
 pub mod paths;
+pub mod store;
 pub mod supervise;
+pub mod vm;
 pub mod vmm;

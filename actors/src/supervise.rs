@@ -86,6 +86,13 @@ where
     ))
 }
 
+/// For a message whose receiver may be gone: then whoever comes after it finds out by itself.
+pub fn told(sent: Result<(), actix::MailboxError>) {
+    if let Err(error) = sent {
+        tracing::debug!(error = %error, "a message found its actor gone");
+    }
+}
+
 /// How its holder ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
@@ -94,7 +101,7 @@ pub enum Ended {
 }
 
 /// Held by an actor; its drop runs a function, after a stop *and* after a panic.
-pub struct Ticket(Option<Box<dyn FnOnce(Ended) + Send>>);
+pub struct Ticket(Option<Box<dyn FnOnce(Ended) + Send + Sync>>);
 
 impl std::fmt::Debug for Ticket {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -105,7 +112,7 @@ impl std::fmt::Debug for Ticket {
 impl Ticket {
     /// `on_drop` must not block or panic: it may run while a panic unwinds.
     #[must_use]
-    pub fn new(on_drop: impl FnOnce(Ended) + Send + 'static) -> Self {
+    pub fn new(on_drop: impl FnOnce(Ended) + Send + Sync + 'static) -> Self {
         Self(Some(Box::new(on_drop)))
     }
 }

@@ -1,0 +1,147 @@
+//! Turns the machine's effects into work for the worker, timers and tasks. Nothing here waits.
+
+use super::actor::Vm;
+use super::outcomes::{TimedOut, VmmGone};
+use super::ports::{LinkEvent, Vmm};
+use super::published::AGENT_TIMEOUT;
+use super::state::{Effect, Purpose, Timer};
+use super::worker::Work;
+use crate::store::{Durability, Phase};
+use crate::supervise::told;
+use actix::{AsyncContext as _, Context};
+use messages::WireError;
+use messages::error::ErrorKind;
+use messages::guest::{GuestQuestion, StopKind};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Frames of one guest that may wait: a flood fills this and then stalls at its own source.
+const LINK_QUEUE: usize = 64;
+/// Ctrl-Alt-Del gets so long: ours answers within a second, and SIGKILL comes after it.
+const CTRL_ALT_DEL_GRACE: Duration = Duration::from_secs(5);
+/// After so long a SIGKILL is sent again.
+const KILL_AGAIN: Duration = Duration::from_secs(10);
+
+impl Vm {
+    pub(super) fn send_work(&self, work: Work) {
+        if self.work.send(work).is_err() {
+            tracing::error!(vm = %self.record.id, "the VM's worker is gone");
+        }
+    }
+
+    pub(super) fn run_effect(&mut self, effect: Effect, ctx: &mut Context<Self>) {
+        let attempt = self.state.attempt;
+        match effect {
+            Effect::Attach => {
+                let events = self.link_events(ctx);
+                self.send_work(Work::Attach { attempt, record: self.record.clone(), events });
+            }
+            Effect::Prepare(purpose) => {
+                self.record.phase = match purpose {
+                    Purpose::Create | Purpose::CreateOnly => Phase::Creating,
+                    Purpose::Start => Phase::Running,
+                };
+                self.send_work(Work::Prepare { attempt, record: self.record.clone(), purpose });
+            }
+            Effect::Launch => match self.boot.clone() {
+                Some(boot) => {
+                    let events = self.link_events(ctx);
+                    self.send_work(Work::Launch { attempt, record: self.record.clone(), boot: Box::new(boot), events });
+                }
+                None => tracing::error!(vm = %self.record.id, "a launch without its preparation"),
+            },
+            Effect::AskGuest(kind) => self.ask_guest(kind, ctx),
+            Effect::CtrlAltDel => {
+                self.how = Some("ctrl-alt-del");
+                if let Some(vmm) = self.vmm.clone() {
+                    let id = self.record.id;
+                    self.context.runtime.spawn(async move {
+                        if let Err(error) = vmm.ctrl_alt_del().await {
+                            tracing::warn!(vm = %id, error = %error, "ctrl-alt-del failed");
+                        }
+                    });
+                }
+            }
+            Effect::Kill => {
+                self.how = Some("killed");
+                self.send_work(Work::Kill(self.vmm.clone()));
+            }
+            Effect::Release => self.send_work(Work::Release { attempt, record: self.record.clone() }),
+            Effect::Remove => self.send_work(Work::Remove { attempt, record: self.record.clone() }),
+            Effect::Intend(phase) => {
+                self.record.phase = phase;
+                self.write(Durability::Intent);
+            }
+            Effect::Note(phase) => {
+                self.record.phase = phase;
+                self.write(Durability::Fact);
+            }
+            Effect::Arm(timer) => self.arm(timer, ctx),
+        }
+    }
+
+    fn ask_guest(&mut self, kind: StopKind, ctx: &mut Context<Self>) {
+        self.how = Some("halted");
+        let attempt = self.state.attempt;
+        let deadline = self.stop_grace;
+        let millis = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        let asked =
+            self.link.as_ref().map(|link| link.call(GuestQuestion::Stop { kind, deadline_ms: millis }, deadline));
+        let actor = ctx.address().downgrade();
+        self.context.runtime.spawn(async move {
+            let refused = match asked {
+                Some(asked) => asked.await.err(),
+                None => Some(WireError::new(ErrorKind::Guest, "there is no link to the agent")),
+            };
+            // Asking is all that was waited for: without an agent the grace period would be for nothing.
+            if let (Some(error), Some(actor)) = (refused, actor.upgrade()) {
+                tracing::warn!(error = %error, "the guest cannot be asked to stop");
+                told(actor.send(TimedOut { attempt, timer: Timer::Guest }).await);
+            }
+        });
+    }
+
+    fn arm(&mut self, timer: Timer, ctx: &mut Context<Self>) {
+        if let Some(before) = self.timer.take() {
+            ctx.cancel_future(before);
+        }
+        let after = match timer {
+            Timer::Boot => AGENT_TIMEOUT,
+            Timer::Guest => self.stop_grace,
+            Timer::CtrlAltDel => CTRL_ALT_DEL_GRACE,
+            Timer::Kill => KILL_AGAIN,
+            Timer::Restart => self.backoff,
+        };
+        let attempt = self.state.attempt;
+        self.timer = Some(ctx.notify_later(TimedOut { attempt, timer }, after));
+    }
+
+    /// A queue for a new link, drained into the mailbox one frame at a time: a guest's flood gets no more turns than anybody.
+    fn link_events(&self, ctx: &mut Context<Self>) -> mpsc::Sender<LinkEvent> {
+        let (events, mut queue) = mpsc::channel(LINK_QUEUE);
+        let actor = ctx.address().downgrade();
+        let attempt = self.state.attempt;
+        self.context.runtime.spawn(async move {
+            while let Some(event) = queue.recv().await {
+                let Some(actor) = actor.upgrade() else { break };
+                if actor.send(super::guest::FromLink { attempt, event }).await.is_err() {
+                    break;
+                }
+            }
+        });
+        events
+    }
+
+    pub(super) fn watch_exit(&self, vmm: &Arc<dyn Vmm>, ctx: &mut Context<Self>) {
+        let exited = vmm.exited();
+        let actor = ctx.address().downgrade();
+        let attempt = self.state.attempt;
+        self.context.runtime.spawn(async move {
+            let exit = exited.await;
+            if let Some(actor) = actor.upgrade() {
+                told(actor.send(VmmGone { attempt, exit }).await);
+            }
+        });
+    }
+}

@@ -1,0 +1,146 @@
+//! What a guest's agent says. All of it is hostile: a frame may change what is told about this VM, and nothing else.
+
+use super::actor::Vm;
+use super::ports::LinkEvent;
+use super::state::{At, Attempt, Event};
+use crate::store::Durability;
+use actix::{Context, Handler, Message};
+use messages::guest::{AgentFrame, DaemonFrame, RunningIdentity};
+use messages::ids::OperationId;
+use messages::vm::{Lifetime, Readiness};
+
+/// How many operations of one guest are counted. Their handles live in the guest; this is only for people to see.
+const OPERATIONS_MAX: usize = 4096;
+/// The longest warning of a guest that is kept, in characters.
+const WARNING_MAX: usize = 500;
+
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct FromLink {
+    pub(super) attempt: Attempt,
+    pub(super) event: LinkEvent,
+}
+
+impl Handler<FromLink> for Vm {
+    type Result = ();
+
+    fn handle(&mut self, FromLink { attempt, event }: FromLink, ctx: &mut Self::Context) {
+        if attempt != self.state.attempt {
+            return;
+        }
+        match event {
+            LinkEvent::Frame(frame) => self.on_frame(attempt, frame, ctx),
+            // The agent redials for ever; whether the VM lives is for its VMM to say.
+            LinkEvent::Down => tracing::debug!(vm = %self.record.id, "the control stream is down"),
+        }
+    }
+}
+
+impl Vm {
+    fn on_frame(&mut self, attempt: Attempt, frame: AgentFrame, ctx: &mut Context<Self>) {
+        match frame {
+            AgentFrame::Identify { running: None, uptime_us, restarts } => {
+                tracing::info!(vm = %self.record.id, uptime_us, restarts, "the agent asks for its boot spec");
+                self.send_spec();
+            }
+            AgentFrame::Identify { running: Some(identity), restarts, .. } => {
+                self.on_identity(attempt, identity, restarts, ctx);
+            }
+            AgentFrame::Ready { level, warning, uptime_us } => {
+                tracing::info!(vm = %self.record.id, ?level, uptime_us, "the guest is ready");
+                self.on_ready(attempt, level, warning, ctx);
+            }
+            AgentFrame::OperationStarted { operation, .. } => {
+                if self.operations.len() < OPERATIONS_MAX && self.operations.insert(operation) {
+                    self.publish();
+                }
+            }
+            AgentFrame::OperationEnded { operation, status } => {
+                tracing::debug!(vm = %self.record.id, %operation, ?status, "an operation ended");
+                self.on_operation_ended(operation, ctx);
+            }
+            AgentFrame::Stopping { kind } => self.step_quietly(Event::GuestStopping { attempt, kind }, ctx),
+            // The link matches answers to its calls; one that comes here came too late.
+            AgentFrame::Answer { call, .. } => tracing::debug!(vm = %self.record.id, call, "an answer to no question"),
+            AgentFrame::BootFailed(error) => {
+                let error = error
+                    .context("the guest could not boot")
+                    .hint(format!("`banger vm logs {}` shows its console", self.record.name));
+                self.step_quietly(Event::BootFailed { attempt, error }, ctx);
+            }
+        }
+    }
+
+    fn on_identity(&mut self, attempt: Attempt, identity: RunningIdentity, restarts: u32, ctx: &mut Context<Self>) {
+        if identity.vm != self.record.id || Some(identity.nonce) != self.record.nonce {
+            tracing::warn!(vm = %self.record.id, says = %identity.vm, "the agent says that it is somebody else");
+            self.send_spec();
+            return;
+        }
+        if restarts > 0 {
+            tracing::warn!(vm = %self.record.id, restarts, "the agent had to be restarted in this boot");
+        }
+        self.operations = identity.operations.into_iter().take(OPERATIONS_MAX).collect();
+        if let Some(link) = &self.link {
+            link.send(DaemonFrame::Welcome);
+        }
+        match identity.readiness {
+            Some(level) => self.on_ready(attempt, level, identity.warning, ctx),
+            None => self.publish(),
+        }
+    }
+
+    fn on_ready(&mut self, attempt: Attempt, level: Readiness, warning: Option<String>, ctx: &mut Context<Self>) {
+        let before = self.warning.clone();
+        if let Some(warning) = warning {
+            self.warning = Some(warning.chars().filter(|c| !c.is_control()).take(WARNING_MAX).collect());
+        }
+        // An agent knows nothing of an SSH handshake; the host finds that out itself.
+        self.step_quietly(Event::Ready { attempt, level: level.min(Readiness::System) }, ctx);
+        if self.warning != before {
+            self.publish();
+        }
+    }
+
+    fn on_operation_ended(&mut self, operation: OperationId, ctx: &mut Context<Self>) {
+        if self.operations.remove(&operation) {
+            self.publish();
+        }
+        if let Some(link) = &self.link {
+            link.send(DaemonFrame::Acknowledge { operation });
+        }
+        if self.record.lifetime == Lifetime::Ephemeral && self.record.operation == Some(operation) {
+            self.step_quietly(Event::Delete { force: true }, ctx);
+        }
+    }
+
+    /// Ties an ephemeral VM to the operation that it lives for. False where it has one already.
+    pub(super) fn tie(&mut self, operation: OperationId) -> bool {
+        if self.record.operation.is_some_and(|before| before != operation) {
+            return false;
+        }
+        self.record.operation = Some(operation);
+        self.write(Durability::Fact);
+        true
+    }
+
+    /// Whether a guest can be asked anything now.
+    pub(super) const fn has_agent(&self) -> bool {
+        match self.state.at {
+            At::Running { .. } => true,
+            At::New
+            | At::Attaching { .. }
+            | At::Preparing { .. }
+            | At::Launching { .. }
+            | At::Cancelling { .. }
+            | At::Booting
+            | At::Stopping { .. }
+            | At::Releasing { .. }
+            | At::BackingOff
+            | At::Stopped
+            | At::Failed { .. }
+            | At::Deleting { .. }
+            | At::Gone { .. } => false,
+        }
+    }
+}

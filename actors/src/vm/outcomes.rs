@@ -1,0 +1,169 @@
+//! What comes back to the actor: ends of work, the VMM's death, clocks. And what policy makes of a VM that ends by itself.
+
+use super::actor::Vm;
+use super::ports::{Boot, Link, Vmm, VmmExit};
+use super::state::{At, Attempt, Event, Then, Timer};
+use actix::{Context, Handler, Message};
+use messages::WireError;
+use messages::error::ErrorKind;
+use messages::vm::{Lifetime, RestartPolicy};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What runs of a VM. A link that could not be listened for is a VM without exec, not a dead one.
+type Alive = (Arc<dyn Vmm>, Option<Arc<dyn Link>>);
+
+/// What became of a piece of work.
+pub(super) enum Outcome {
+    Attached { alive: Option<Alive>, boot: Option<Box<Boot>>, error: Option<WireError> },
+    Prepared(Result<Box<Boot>, WireError>),
+    Launched(Result<Alive, WireError>),
+    Released,
+    Removed(Result<(), WireError>),
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Done {
+    pub(super) attempt: Attempt,
+    pub(super) outcome: Outcome,
+}
+
+impl Handler<Done> for Vm {
+    type Result = ();
+
+    fn handle(&mut self, Done { attempt, outcome }: Done, ctx: &mut Self::Context) {
+        if attempt != self.state.attempt {
+            return;
+        }
+        let event = match outcome {
+            Outcome::Attached { alive, boot, error } => {
+                if let Some(error) = &error {
+                    tracing::warn!(vm = %self.record.id, error = %error, "attached with less than all");
+                }
+                self.boot = boot.map(|boot| *boot);
+                let lives = alive.is_some();
+                let wish = if lives {
+                    Then::Rest
+                } else {
+                    let error = error
+                        .unwrap_or_else(|| WireError::new(ErrorKind::Guest, "its VMM ended while the daemon was away"));
+                    match (self.record.lifetime, self.record.operation) {
+                        // Its client is gone without ever having had it.
+                        (Lifetime::Ephemeral, None) => Then::Delete(None),
+                        (Lifetime::Ephemeral, Some(_)) | (Lifetime::Kept, _) => self.wish(error, false),
+                    }
+                };
+                if let Some((vmm, link)) = alive {
+                    self.watch_exit(&vmm, ctx);
+                    self.vmm = Some(vmm);
+                    self.link = link;
+                }
+                Event::Attached { attempt, alive: lives, wish }
+            }
+            Outcome::Prepared(result) => {
+                let result = result.map(|boot| {
+                    self.record.tap = boot.tap.as_ref().map_or(self.record.tap, |tap| Some(tap.number));
+                    self.boot = Some(*boot);
+                });
+                Event::Prepared { attempt, result }
+            }
+            Outcome::Launched(result) => {
+                let result = result.map(|(vmm, link)| {
+                    self.watch_exit(&vmm, ctx);
+                    self.vmm = Some(vmm);
+                    self.link = link;
+                });
+                Event::Launched { attempt, result }
+            }
+            Outcome::Released => Event::Released { attempt },
+            Outcome::Removed(result) => Event::Removed { attempt, result },
+        };
+        let attached = matches!(event, Event::Attached { alive: true, .. });
+        self.step_quietly(event, ctx);
+        if attached && self.record.lifetime == Lifetime::Ephemeral && self.record.operation.is_none() {
+            // Its client died with the daemon before it was handed over.
+            self.step_quietly(Event::Delete { force: true }, ctx);
+        }
+    }
+}
+
+impl Vm {
+    /// What policy says of a VM that ended without being told to.
+    fn wish(&mut self, error: WireError, clean: bool) -> Then {
+        if !self.record.was_ready {
+            return Then::Fail(error);
+        }
+        match (self.record.lifetime, self.record.restart) {
+            (Lifetime::Ephemeral, RestartPolicy::No | RestartPolicy::Always) => Then::Delete(None),
+            (Lifetime::Kept, RestartPolicy::Always) => match self.restarts.next(Instant::now()) {
+                Some(backoff) => {
+                    self.backoff = backoff;
+                    Then::StartLater
+                }
+                None => Then::Fail(error.context("it was started again too often")),
+            },
+            (Lifetime::Kept, RestartPolicy::No) if clean => Then::Rest,
+            (Lifetime::Kept, RestartPolicy::No) => Then::Fail(error),
+        }
+    }
+
+    /// A step for an event that nobody waits on; the machine denies none of these.
+    pub(super) fn step_quietly(&mut self, event: Event, ctx: &mut Context<Self>) {
+        if let Err(denied) = self.step(event, ctx) {
+            tracing::error!(vm = %self.record.id, error = %denied, "an outcome was denied");
+        }
+    }
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct TimedOut {
+    pub(super) attempt: Attempt,
+    pub(super) timer: Timer,
+}
+
+impl Handler<TimedOut> for Vm {
+    type Result = ();
+
+    fn handle(&mut self, TimedOut { attempt, timer }: TimedOut, ctx: &mut Self::Context) {
+        self.step_quietly(Event::Timeout { attempt, timer }, ctx);
+    }
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct VmmGone {
+    pub(super) attempt: Attempt,
+    pub(super) exit: VmmExit,
+}
+
+impl Handler<VmmGone> for Vm {
+    type Result = ();
+
+    fn handle(&mut self, VmmGone { attempt, exit }: VmmGone, ctx: &mut Self::Context) {
+        if attempt != self.state.attempt {
+            return;
+        }
+        let wish = match self.state.at {
+            At::Booting | At::Running { .. } => {
+                let error = WireError::new(ErrorKind::Guest, format!("the VMM ended: {}", exit.reason))
+                    .hint(format!("`banger vm logs {}` shows its console", self.record.name));
+                self.wish(error, exit.clean)
+            }
+            At::New
+            | At::Attaching { .. }
+            | At::Preparing { .. }
+            | At::Launching { .. }
+            | At::Cancelling { .. }
+            | At::Stopping { .. }
+            | At::Releasing { .. }
+            | At::BackingOff
+            | At::Stopped
+            | At::Failed { .. }
+            | At::Deleting { .. }
+            | At::Gone { .. } => Then::Rest,
+        };
+        self.step_quietly(Event::Exited { attempt, wish }, ctx);
+    }
+}
