@@ -8,6 +8,8 @@ pub mod ext4;
 pub mod host;
 pub mod kernels;
 pub mod paths;
+pub mod registry;
+pub mod server;
 pub mod store;
 pub mod supervise;
 pub mod vm;

@@ -95,6 +95,9 @@ impl Vm {
         if let Some(warning) = warning {
             self.warning = Some(warning.chars().filter(|c| !c.is_control()).take(WARNING_MAX).collect());
         }
+        if let (Some(link), Some(nonce)) = (&self.link, self.record.nonce) {
+            link.pin(nonce);
+        }
         // An agent knows nothing of an SSH handshake; the host finds that out itself.
         self.step_quietly(Event::Ready { attempt, level: level.min(Readiness::System) }, ctx);
         if self.warning != before {

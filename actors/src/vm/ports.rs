@@ -4,7 +4,7 @@
 use futures::future::BoxFuture;
 use messages::WireError;
 use messages::guest::{AgentFrame, DaemonFrame, ExecSpec, GuestAnswer, GuestNetwork, GuestQuestion};
-use messages::ids::{ImageName, InterfaceName, KernelName, OperationId, VmId};
+use messages::ids::{BootNonce, ImageName, InterfaceName, KernelName, OperationId, VmId};
 use messages::image::ImageConfig;
 use messages::privileged::TapNumber;
 use std::os::fd::OwnedFd;
@@ -84,6 +84,8 @@ pub enum LinkEvent {
 pub trait Link: Send + Sync {
     /// Queues a frame; lost while the stream is down, for the agent asks again.
     fn send(&self, frame: DaemonFrame);
+    /// From now on only an agent that knows this nonce is let in: on Firecracker any program in the guest can dial the host.
+    fn pin(&self, nonce: BootNonce);
     /// Asks and waits for the answer.
     fn call(&self, question: GuestQuestion, limit: Duration) -> BoxFuture<'static, Result<GuestAnswer, WireError>>;
 }
@@ -126,6 +128,8 @@ pub trait Ports: Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<OwnedFd, WireError>>;
     /// Removes the VM's directory with everything in it; none is fine.
     fn remove_files(&self, vm: VmId) -> BoxFuture<'static, Result<(), WireError>>;
+    /// Bounds the VM's console log.
+    fn trim_logs(&self, vm: VmId);
     /// Milliseconds since the Unix epoch.
     fn now_ms(&self) -> u64;
     /// Called between any two steps that change something outside: fault tests stop the world here.

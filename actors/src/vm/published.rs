@@ -113,6 +113,41 @@ pub async fn until_ready(
     .await
 }
 
+/// Waits until the VMM of this attempt runs, or, where none was asked for, until the VM is made.
+///
+/// # Errors
+/// Why the create or start failed, or that it took too long.
+pub async fn until_made(watch: &mut Watch, attempt: Attempt, patience: Duration) -> Result<Arc<VmView>, WireError> {
+    until(
+        watch,
+        patience,
+        |published| {
+            let view = || Some(Ok(Arc::clone(&published.view)));
+            let failed = || {
+                published.error.clone().unwrap_or_else(|| {
+                    WireError::new(ErrorKind::WrongState, format!("VM {} was deleted", published.view.name))
+                })
+            };
+            if published.gone {
+                return Some(Err(failed()));
+            }
+            match published.view.state {
+                VmState::Running | VmState::Stopping | VmState::Stopped if published.attempt >= attempt => view(),
+                VmState::Starting if published.attempt >= attempt && published.view.vmm_pid.is_some() => view(),
+                VmState::Failed if published.attempt >= attempt => Some(Err(failed())),
+                VmState::Starting
+                | VmState::Running
+                | VmState::Stopping
+                | VmState::Stopped
+                | VmState::Failed
+                | VmState::Deleting => None,
+            }
+        },
+        |published| WireError::new(ErrorKind::Timeout, format!("VM {} is still starting", published.view.name)),
+    )
+    .await
+}
+
 /// Waits until nothing of the VM runs. A restart that began meanwhile counts: the old run is over.
 ///
 /// # Errors

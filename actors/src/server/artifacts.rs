@@ -1,0 +1,36 @@
+//! What the server needs of images and kernels, as one trait: the tests have none on disk.
+
+use futures::future::BoxFuture;
+use messages::WireError;
+use messages::ids::{ImageName, KernelName, Reference};
+use messages::reply::{Progress, Reply};
+use messages::request::RequestBody;
+use tokio::sync::mpsc;
+
+/// An image and a kernel that are present.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prepared {
+    pub image: ImageName,
+    pub kernel: KernelName,
+}
+
+/// Images and kernels.
+pub trait Library: Send + Sync + 'static {
+    /// Makes sure of an image and a kernel, pulling what is absent.
+    fn prepare(
+        &self,
+        image: Option<Reference>,
+        kernel: Option<Reference>,
+        progress: mpsc::Sender<Progress>,
+    ) -> BoxFuture<'static, Result<Prepared, WireError>>;
+
+    /// Answers a request about images or kernels.
+    fn request(
+        &self,
+        body: RequestBody,
+        progress: mpsc::Sender<Progress>,
+    ) -> BoxFuture<'static, Result<Reply, WireError>>;
+
+    /// How many images and kernels are present.
+    fn counts(&self) -> BoxFuture<'static, (u32, u32)>;
+}
