@@ -3,12 +3,14 @@
 //! Knows one VM's files and nothing of VM policy: when to start, stop or restart one is for the VM actor.
 
 pub mod api;
+pub mod choose;
 pub mod files;
 pub mod launch;
 pub mod logs;
 pub mod process;
 
 pub use api::{ApiError, Driver};
+pub use choose::{Candidates, ChooseError, VmmChoice, VmmKind, choose};
 pub use files::{PathTooLong, VmFiles, guest_dialled};
 pub use launch::{LaunchError, Running, Tap, VmmConfig, launch};
 pub use process::{Exit, Process, ProcessError, adopt};
