@@ -1,3 +1,4 @@
 //! The programs: `banger`, `bangerd`, `bangerd-root` and `banger-emu`. Thin: parse, build, run; policy lives in `actors`.
 
 pub mod cli;
+pub mod privileged;

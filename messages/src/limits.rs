@@ -32,3 +32,5 @@ pub const VM_MEMORY_MAX_MIB: u32 = 16 << 20;
 pub const VM_DISK_MIN_BYTES: u64 = 64 << 20;
 /// The largest writable disk, in bytes.
 pub const VM_DISK_MAX_BYTES: u64 = 8 << 40;
+/// How many taps an instance may have: the ports of one Linux bridge (`BR_MAX_PORTS` - 1, `net/bridge/br_private.h`).
+pub const TAPS_MAX: u16 = 1023;

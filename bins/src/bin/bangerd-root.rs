@@ -1,2 +1,5 @@
-//! skeleton
-fn main() {}
+//! The network helper: see `bins::privileged`.
+
+fn main() -> std::process::ExitCode {
+    bins::privileged::main()
+}

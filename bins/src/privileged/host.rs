@@ -1,0 +1,124 @@
+//! What the helper asks of the kernel, as one trait: [`super::kernel::Kernel`] does it, the recording double of the tests plays it.
+//!
+//! Only checked values arrive here ([`super::validate`]); the trait decides nothing.
+
+use super::nft::Table;
+use messages::ids::InterfaceName;
+use std::future::Future;
+use std::io;
+use std::net::Ipv4Addr;
+
+/// A system call, or a request to the kernel, that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} `{target}`")]
+pub struct HostError {
+    /// What was tried, as the words after "cannot".
+    pub action: &'static str,
+    /// The interface, table or file.
+    pub target: String,
+    /// The kernel's answer.
+    #[source]
+    pub source: io::Error,
+}
+
+impl HostError {
+    pub(crate) fn new(action: &'static str, target: impl ToString, source: impl Into<io::Error>) -> Self {
+        Self { action, target: target.to_string(), source: source.into() }
+    }
+}
+
+/// The kinds of interface that the helper tells apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LinkKind {
+    /// A software bridge.
+    Bridge,
+    /// A tun or tap device.
+    Tap {
+        /// Who may open it, if the kernel says.
+        owner: Option<u32>,
+    },
+    /// Anything else.
+    Other,
+}
+
+/// A network interface as the kernel describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Link {
+    pub index: u32,
+    pub name: String,
+    pub kind: LinkKind,
+    /// `IFLA_IFALIAS`.
+    pub alias: Option<String>,
+    pub mtu: u32,
+    /// The index of the bridge that it is a port of.
+    pub controller: Option<u32>,
+    pub up: bool,
+}
+
+/// What to set on an interface; `None` leaves it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct LinkChange {
+    pub alias: Option<String>,
+    /// The hardware address.
+    pub(crate) address: Option<[u8; 6]>,
+    /// Renames it; only an interface that is down takes a new name.
+    pub name: Option<InterfaceName>,
+    pub mtu: Option<u32>,
+    pub controller: Option<u32>,
+    /// Brings it up. Nothing here takes an interface down.
+    pub up: bool,
+}
+
+/// An IPv4 route of the host, in any table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Route {
+    pub destination: Ipv4Addr,
+    pub prefix: u8,
+    /// The index of the interface it leaves by; none for blackholes and the like.
+    pub interface: Option<u32>,
+}
+
+/// The answer of one call.
+pub(super) type HostResult<T> = Result<T, HostError>;
+
+/// Everything that the helper does to this host.
+pub(super) trait Host: Send + 'static {
+    /// All interfaces.
+    fn links(&mut self) -> impl Future<Output = HostResult<Vec<Link>>> + Send;
+    /// The interface of this name, if there is one.
+    fn link(&mut self, name: &InterfaceName) -> impl Future<Output = HostResult<Option<Link>>> + Send;
+    /// All IPv4 routes.
+    fn routes(&mut self) -> impl Future<Output = HostResult<Vec<Route>>> + Send;
+    /// The IPv4 addresses of one interface.
+    fn addresses(&mut self, index: u32) -> impl Future<Output = HostResult<Vec<(Ipv4Addr, u8)>>> + Send;
+    /// Makes a bridge. It is down, and carries no alias yet: the kernel takes none in the request that makes a link.
+    fn create_bridge(&mut self, name: &InterfaceName) -> impl Future<Output = HostResult<()>> + Send;
+    /// Makes a persistent tap that `owner` may open. It is down and no port of anything.
+    fn create_tap(&mut self, name: &InterfaceName, owner: u32) -> impl Future<Output = HostResult<()>> + Send;
+    /// Changes an interface.
+    fn change_link(&mut self, link: &Link, change: &LinkChange) -> impl Future<Output = HostResult<()>> + Send;
+    /// Keeps a bridge port from reaching other isolated ports.
+    fn isolate_port(&mut self, link: &Link) -> impl Future<Output = HostResult<()>> + Send;
+    /// Removes an interface; one that is gone already is fine.
+    fn delete_link(&mut self, link: &Link) -> impl Future<Output = HostResult<()>> + Send;
+    /// Gives an interface an address; one that it has already is fine.
+    fn add_address(
+        &mut self,
+        link: &Link,
+        address: Ipv4Addr,
+        prefix: u8,
+    ) -> impl Future<Output = HostResult<()>> + Send;
+    /// Takes an address from an interface.
+    fn remove_address(
+        &mut self,
+        link: &Link,
+        address: Ipv4Addr,
+        prefix: u8,
+    ) -> impl Future<Output = HostResult<()>> + Send;
+    /// Switches IPv4 forwarding on.
+    fn enable_forwarding(&mut self) -> impl Future<Output = HostResult<()>> + Send;
+    /// Puts the table in the place of any of the same name, all at once.
+    fn replace_table(&mut self, table: &Table) -> impl Future<Output = HostResult<()>> + Send;
+    /// Removes a table; none is fine.
+    fn remove_table(&mut self, name: &str) -> impl Future<Output = HostResult<()>> + Send;
+}

@@ -1,0 +1,208 @@
+//! Interfaces, addresses and routes by rtnetlink. Each function is one request, or one dump.
+
+use crate::privileged::host::{HostError, HostResult, Link, LinkChange, LinkKind, Route};
+use futures::{Stream, TryStreamExt};
+use messages::ids::InterfaceName;
+use rtnetlink::packet_core::Nla;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use rtnetlink::{Error, Handle, LinkBridge, LinkBridgePort, LinkUnspec, RouteMessageBuilder};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+
+/// `IFLA_TUN_OWNER` (linux/if_link.h).
+const TUN_OWNER: u16 = 1;
+
+/// Turns rtnetlink's error into the errno it carries, so that the layers above can tell "absent" from "refused".
+fn io_error(error: &Error) -> io::Error {
+    match error {
+        Error::NetlinkError(message) => message.to_io(),
+        other => io::Error::other(other.to_string()),
+    }
+}
+
+fn failed(action: &'static str, target: impl ToString) -> impl FnOnce(Error) -> HostError {
+    move |e| HostError::new(action, target, io_error(&e))
+}
+
+fn has_code(error: &Error, code: i32) -> bool {
+    io_error(error).raw_os_error() == Some(code)
+}
+
+async fn collect<T>(stream: impl Stream<Item = Result<T, Error>>) -> Result<Vec<T>, Error> {
+    stream.try_collect().await
+}
+
+pub(super) async fn all(handle: &Handle) -> HostResult<Vec<Link>> {
+    let messages = collect(handle.link().get().execute()).await.map_err(failed("list", "interfaces"))?;
+    Ok(messages.into_iter().map(describe).collect())
+}
+
+pub(super) async fn named(handle: &Handle, name: &InterfaceName) -> HostResult<Option<Link>> {
+    match collect(handle.link().get().match_name(name.to_string()).execute()).await {
+        Ok(messages) => Ok(messages.into_iter().map(describe).find(|link| link.name == name.as_str())),
+        Err(e) if has_code(&e, libc::ENODEV) => Ok(None),
+        Err(e) => Err(failed("look up", name)(e)),
+    }
+}
+
+fn describe(message: LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        kind: LinkKind::Other,
+        alias: None,
+        mtu: 0,
+        controller: None,
+        up: message.header.flags.contains(LinkFlags::Up),
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Controller(index) => link.controller = Some(index),
+            LinkAttribute::LinkInfo(infos) => link.kind = kind_of(&infos),
+            _ => {}
+        }
+    }
+    link
+}
+
+fn kind_of(infos: &[LinkInfo]) -> LinkKind {
+    let is = |wanted: &InfoKind| infos.iter().any(|info| matches!(info, LinkInfo::Kind(kind) if kind == wanted));
+    if is(&InfoKind::Bridge) {
+        LinkKind::Bridge
+    } else if is(&InfoKind::Tun) {
+        LinkKind::Tap { owner: infos.iter().find_map(tap_owner) }
+    } else {
+        LinkKind::Other
+    }
+}
+
+fn tap_owner(info: &LinkInfo) -> Option<u32> {
+    let LinkInfo::Data(InfoData::Tun(attributes)) = info else { return None };
+    let owner = attributes.iter().find(|a| a.kind() == TUN_OWNER && a.value_len() == 4)?;
+    let mut bytes = [0; 4];
+    owner.emit_value(&mut bytes);
+    Some(u32::from_ne_bytes(bytes))
+}
+
+pub(super) async fn routes(handle: &Handle) -> HostResult<Vec<Route>> {
+    let message = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    let messages = collect(handle.route().get(message).execute()).await.map_err(failed("list", "routes"))?;
+    Ok(messages.into_iter().filter(|m| m.header.address_family == AddressFamily::Inet).map(describe_route).collect())
+}
+
+fn describe_route(message: RouteMessage) -> Route {
+    let mut route =
+        Route { destination: Ipv4Addr::UNSPECIFIED, prefix: message.header.destination_prefix_length, interface: None };
+    for attribute in message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(destination)) => route.destination = destination,
+            RouteAttribute::Oif(index) => route.interface = Some(index),
+            _ => {}
+        }
+    }
+    route
+}
+
+pub(super) async fn address_messages(handle: &Handle, index: u32) -> HostResult<Vec<AddressMessage>> {
+    collect(handle.address().get().set_link_index_filter(index).execute())
+        .await
+        .map_err(failed("list the addresses of interface", index))
+}
+
+pub(super) fn ipv4_address(message: &AddressMessage) -> Option<(Ipv4Addr, u8)> {
+    // `Local` is the interface's own address; `Address` is the peer's on point-to-point links.
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+        _ => None,
+    })?;
+    Some((local, message.header.prefix_len))
+}
+
+/// An interface without an IPv6 address of its own: guests have none, so the host need not be reachable by one.
+fn without_ipv6() -> LinkAttribute {
+    LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)])])
+}
+
+/// Down: rtnetlink would bring it up, and an interface that is up takes no new name.
+pub(super) async fn create_bridge(handle: &Handle, name: &InterfaceName) -> HostResult<()> {
+    handle
+        .link()
+        .add(LinkBridge::new(name.as_str()).down().build())
+        .execute()
+        .await
+        .map_err(failed("make the bridge", name))
+}
+
+/// A kernel without IPv6 refuses this, and has nothing to disable.
+async fn disable_ipv6(handle: &Handle, link: &Link) -> HostResult<()> {
+    let message = LinkUnspec::new_with_index(link.index).append_extra_attribute(without_ipv6()).build();
+    match handle.link().set(message).execute().await {
+        Ok(()) => Ok(()),
+        Err(e) if has_code(&e, libc::EAFNOSUPPORT) || has_code(&e, libc::EINVAL) => Ok(()),
+        Err(e) => Err(failed("turn IPv6 off on", &link.name)(e)),
+    }
+}
+
+pub(super) async fn change(handle: &Handle, link: &Link, change: &LinkChange) -> HostResult<()> {
+    let mut message = LinkUnspec::new_with_index(link.index);
+    if let Some(alias) = &change.alias {
+        message = message.alias(alias);
+    }
+    if let Some(address) = change.address {
+        message = message.address(address.to_vec());
+    }
+    if let Some(name) = &change.name {
+        message = message.name(name.as_str());
+    }
+    if let Some(mtu) = change.mtu {
+        message = message.mtu(mtu);
+    }
+    if let Some(controller) = change.controller {
+        message = message.controller(controller);
+    }
+    if change.up {
+        disable_ipv6(handle, link).await?;
+        message = message.up();
+    }
+    handle.link().change(message.build()).execute().await.map_err(failed("change", &link.name))
+}
+
+pub(super) async fn isolate(handle: &Handle, link: &Link) -> HostResult<()> {
+    let message = LinkBridgePort::new(link.index).isolated(true).build();
+    handle.link().set_port(message).execute().await.map_err(failed("isolate the port", &link.name))
+}
+
+pub(super) async fn delete(handle: &Handle, link: &Link) -> HostResult<()> {
+    match handle.link().del(link.index).execute().await {
+        Err(e) if !has_code(&e, libc::ENODEV) => Err(failed("remove", &link.name)(e)),
+        _ => Ok(()),
+    }
+}
+
+pub(super) async fn add_address(handle: &Handle, link: &Link, address: Ipv4Addr, prefix: u8) -> HostResult<()> {
+    match handle.address().add(link.index, IpAddr::V4(address), prefix).execute().await {
+        Err(e) if !has_code(&e, libc::EEXIST) => Err(failed("give an address to", &link.name)(e)),
+        _ => Ok(()),
+    }
+}
+
+pub(super) async fn remove_address(handle: &Handle, link: &Link, address: Ipv4Addr, prefix: u8) -> HostResult<()> {
+    let messages = address_messages(handle, link.index).await?;
+    for message in messages.into_iter().filter(|m| ipv4_address(m) == Some((address, prefix))) {
+        match handle.address().del(message).execute().await {
+            Err(e) if !has_code(&e, libc::EADDRNOTAVAIL) => {
+                return Err(failed("take an address from", &link.name)(e));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

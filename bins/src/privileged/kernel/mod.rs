@@ -1,0 +1,98 @@
+//! The real [`super::host::Host`]: rtnetlink for interfaces, nf_tables batches, the tun driver, and one file under `/proc`.
+
+mod links;
+mod netfilter;
+
+use super::host::{Host, HostError, HostResult, Link, LinkChange, Route};
+use super::nft::Table;
+use super::sys;
+use messages::ids::InterfaceName;
+use std::fs::OpenOptions;
+use std::io;
+use std::net::Ipv4Addr;
+
+/// The only file that the helper writes. Constant on purpose: no path crosses the socket.
+const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+/// The driver that makes taps.
+const TUN: &str = "/dev/net/tun";
+
+/// This host's kernel.
+#[derive(Debug)]
+pub(super) struct Kernel {
+    netlink: rtnetlink::Handle,
+}
+
+impl Kernel {
+    /// Opens the routing socket. Must come after the privileges were dropped: the kernel remembers what the opener had.
+    ///
+    /// # Errors
+    /// The kernel has no routing sockets, or no tokio runtime is running.
+    pub(super) fn open() -> io::Result<Self> {
+        let (connection, netlink, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        Ok(Self { netlink })
+    }
+}
+
+impl Host for Kernel {
+    async fn links(&mut self) -> HostResult<Vec<Link>> {
+        links::all(&self.netlink).await
+    }
+
+    async fn link(&mut self, name: &InterfaceName) -> HostResult<Option<Link>> {
+        links::named(&self.netlink, name).await
+    }
+
+    async fn routes(&mut self) -> HostResult<Vec<Route>> {
+        links::routes(&self.netlink).await
+    }
+
+    async fn addresses(&mut self, index: u32) -> HostResult<Vec<(Ipv4Addr, u8)>> {
+        let messages = links::address_messages(&self.netlink, index).await?;
+        Ok(messages.iter().filter_map(links::ipv4_address).collect())
+    }
+
+    async fn create_bridge(&mut self, name: &InterfaceName) -> HostResult<()> {
+        links::create_bridge(&self.netlink, name).await
+    }
+
+    async fn create_tap(&mut self, name: &InterfaceName, owner: u32) -> HostResult<()> {
+        let tun = OpenOptions::new().read(true).write(true).open(TUN).map_err(|e| HostError::new("open", TUN, e))?;
+        sys::make_tap(&tun, name, owner).map_err(|e| HostError::new("make the tap", name, e))
+    }
+
+    async fn change_link(&mut self, link: &Link, change: &LinkChange) -> HostResult<()> {
+        links::change(&self.netlink, link, change).await
+    }
+
+    async fn isolate_port(&mut self, link: &Link) -> HostResult<()> {
+        links::isolate(&self.netlink, link).await
+    }
+
+    async fn delete_link(&mut self, link: &Link) -> HostResult<()> {
+        links::delete(&self.netlink, link).await
+    }
+
+    async fn add_address(&mut self, link: &Link, address: Ipv4Addr, prefix: u8) -> HostResult<()> {
+        links::add_address(&self.netlink, link, address, prefix).await
+    }
+
+    async fn remove_address(&mut self, link: &Link, address: Ipv4Addr, prefix: u8) -> HostResult<()> {
+        links::remove_address(&self.netlink, link, address, prefix).await
+    }
+
+    async fn enable_forwarding(&mut self) -> HostResult<()> {
+        let failed = |action| move |e: io::Error| HostError::new(action, IP_FORWARD, e);
+        let current = std::fs::read_to_string(IP_FORWARD).map_err(failed("read"))?;
+        // Writing also resets per-interface settings (net.ipv4.conf.*), so it is done only where it changes something.
+        if current.trim() == "1" { Ok(()) } else { std::fs::write(IP_FORWARD, "1\n").map_err(failed("write")) }
+    }
+
+    async fn replace_table(&mut self, table: &Table) -> HostResult<()> {
+        netfilter::replace(table).map_err(|e| HostError::new("write the nftables table", &table.name, e))
+    }
+
+    async fn remove_table(&mut self, name: &str) -> HostResult<()> {
+        netfilter::remove(name).map_err(|e| HostError::new("remove the nftables table", name, e))
+    }
+}

@@ -1,0 +1,296 @@
+//! Carries out checked operations: looks at what the kernel has, and does only what is missing.
+//!
+//! Every operation is idempotent and may be cut off between any two calls: whatever it leaves carries the instance's name
+//! or alias, so that the next attempt, or `RemoveInstance`, finds it. Nothing here touches an interface without that mark.
+
+use super::host::{Host, HostError, Link, LinkChange, LinkKind};
+use super::nft::rules;
+use super::validate::{BridgeName, CheckedOperation, CheckedSubnet, CheckedTap, Instance, Invalid, check};
+use messages::error::{ErrorKind, WireError};
+use messages::frame::build_id;
+use messages::ids::InterfaceName;
+use messages::privileged::{PrivilegedOperation, PrivilegedReply, TapNumber};
+use std::net::Ipv4Addr;
+
+/// Routes shorter than this are ways to everywhere, not networks: the default route, or a VPN's two halves of it.
+const NETWORK_PREFIX_MIN: u8 = 4;
+
+/// Why an operation was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum OperationError {
+    #[error("the request was refused")]
+    Invalid(#[from] Invalid),
+    #[error("the interface `{0}` exists and is not this instance's")]
+    Foreign(InterfaceName),
+    #[error("the tap `{0}` belongs to uid {1}")]
+    OtherOwner(InterfaceName, u32),
+    #[error("the bridge `{0}` does not exist")]
+    NoBridge(InterfaceName),
+    #[error("the subnet {network}/{prefix} overlaps the host's route to {route}/{route_prefix}")]
+    Overlap { network: Ipv4Addr, prefix: u8, route: Ipv4Addr, route_prefix: u8 },
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
+impl From<OperationError> for WireError {
+    fn from(error: OperationError) -> Self {
+        match error {
+            OperationError::Invalid(invalid) => invalid.into(),
+            OperationError::Foreign(_) => Self::from_error(ErrorKind::Conflict, &error)
+                .hint("set another `bridge_name` in the config, or remove that interface"),
+            OperationError::OtherOwner(..) => Self::from_error(ErrorKind::Conflict, &error),
+            OperationError::NoBridge(_) => Self::from_error(ErrorKind::NotFound, &error),
+            OperationError::Overlap { .. } => Self::from_error(ErrorKind::Conflict, &error)
+                .hint("set `cidr` (and `bridge_ip`) in the config to a private network that this host does not use"),
+            OperationError::Host(_) => Self::from_error(ErrorKind::Host, &error),
+        }
+    }
+}
+
+type Outcome = Result<PrivilegedReply, OperationError>;
+
+/// The executor: a host, and whose taps it makes.
+#[derive(Debug)]
+pub(super) struct Operations<H> {
+    host: H,
+    owner_uid: u32,
+}
+
+impl<H: Host> Operations<H> {
+    /// Taps will belong to `owner_uid`.
+    pub(super) fn new(host: H, owner_uid: u32) -> Self {
+        Self { host, owner_uid }
+    }
+
+    /// Checks and carries out one operation.
+    ///
+    /// # Errors
+    /// [`OperationError`]; the kernel is then as before, or part of the way to what was asked for.
+    pub(super) async fn perform(&mut self, operation: &PrivilegedOperation) -> Outcome {
+        match check(operation)? {
+            CheckedOperation::Status => {
+                let status = PrivilegedReply::Status {
+                    build: build_id().to_owned(),
+                    pid: std::process::id(),
+                    owner_uid: self.owner_uid,
+                };
+                return Ok(status);
+            }
+            CheckedOperation::ListTaps { instance } => return self.list_taps(instance).await,
+            CheckedOperation::EnsureBridge { instance, bridge, subnet } => {
+                self.ensure_bridge(instance, &bridge, subnet).await?;
+            }
+            CheckedOperation::EnsureTap { instance, bridge, tap, mtu } => {
+                self.ensure_tap(instance, &bridge, tap, mtu).await?;
+            }
+            CheckedOperation::RemoveTap { instance, tap } => self.remove_tap(instance, tap).await?,
+            CheckedOperation::EnsureNat { instance, bridge, subnet } => {
+                self.ensure_nat(instance, &bridge, subnet).await?;
+            }
+            CheckedOperation::RemoveInstance { instance } => self.remove_instance(instance).await?,
+        }
+        Ok(PrivilegedReply::Done)
+    }
+
+    async fn ensure_bridge(
+        &mut self,
+        instance: Instance,
+        bridge: &BridgeName,
+        subnet: CheckedSubnet,
+    ) -> Result<(), OperationError> {
+        self.remove_former_bridges(instance, bridge).await?;
+        let existing = self.own_bridge(instance, bridge).await?;
+        self.refuse_overlap(subnet, existing.as_ref().map(|link| link.index)).await?;
+        let link = match existing {
+            Some(link) => link,
+            None => self.make_bridge(instance, bridge).await?,
+        };
+        let wanted = (subnet.gateway(), subnet.prefix());
+        let addresses = self.host.addresses(link.index).await?;
+        for (address, prefix) in addresses.iter().filter(|has| **has != wanted) {
+            self.host.remove_address(&link, *address, *prefix).await?;
+        }
+        if !addresses.contains(&wanted) {
+            self.host.add_address(&link, wanted.0, wanted.1).await?;
+        }
+        if !link.up {
+            self.host.change_link(&link, &LinkChange { up: true, ..LinkChange::default() }).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes the bridge under its derived name, marks it, and only then gives it a name that says nothing of us: cut off
+    /// in between, it is still recognised.
+    async fn make_bridge(&mut self, instance: Instance, bridge: &BridgeName) -> Result<Link, OperationError> {
+        let first_name = instance.default_bridge();
+        if self.host.link(&first_name).await?.is_none() {
+            self.host.create_bridge(&first_name).await?;
+        }
+        let link = self.host.link(&first_name).await?.filter(|link| is_own_bridge(instance, link));
+        let link = link.ok_or_else(|| OperationError::Foreign(first_name.clone()))?;
+        let marked = LinkChange {
+            alias: Some(instance.alias()),
+            address: Some(instance.bridge_address()),
+            ..LinkChange::default()
+        };
+        self.host.change_link(&link, &marked).await?;
+        if *bridge.interface() != first_name {
+            let renamed = LinkChange { name: Some(bridge.interface().clone()), ..LinkChange::default() };
+            self.host.change_link(&link, &renamed).await?;
+        }
+        let made = self.host.link(bridge.interface()).await?;
+        made.ok_or_else(|| OperationError::NoBridge(bridge.interface().clone()))
+    }
+
+    /// An instance has one bridge: after a change of `bridge_name` the former one would hold on to the subnet.
+    async fn remove_former_bridges(&mut self, instance: Instance, bridge: &BridgeName) -> Result<(), OperationError> {
+        let links = self.host.links().await?;
+        let former =
+            links.iter().filter(|link| is_own_bridge(instance, link) && link.name != bridge.interface().as_str());
+        for link in former {
+            self.host.delete_link(link).await?;
+        }
+        Ok(())
+    }
+
+    async fn refuse_overlap(&mut self, subnet: CheckedSubnet, own: Option<u32>) -> Result<(), OperationError> {
+        let routes = self.host.routes().await?;
+        let other = routes.iter().find(|route| {
+            route.prefix >= NETWORK_PREFIX_MIN
+                && (route.interface.is_none() || route.interface != own)
+                && subnet.overlaps(route.destination, route.prefix)
+        });
+        match other {
+            None => Ok(()),
+            Some(route) => Err(OperationError::Overlap {
+                network: subnet.network(),
+                prefix: subnet.prefix(),
+                route: route.destination,
+                route_prefix: route.prefix,
+            }),
+        }
+    }
+
+    async fn ensure_tap(
+        &mut self,
+        instance: Instance,
+        bridge: &BridgeName,
+        tap: CheckedTap,
+        mtu: Option<u16>,
+    ) -> Result<(), OperationError> {
+        let bridge = self.required_bridge(instance, bridge).await?;
+        let name = instance.tap(tap);
+        let link = match self.own_tap(instance, &name).await? {
+            Some(link) => link,
+            None => {
+                self.host.create_tap(&name, self.owner_uid).await?;
+                self.host.link(&name).await?.ok_or_else(|| OperationError::NoBridge(name.clone()))?
+            }
+        };
+        let alias = instance.alias();
+        let change = LinkChange {
+            alias: (link.alias.as_ref() != Some(&alias)).then_some(alias),
+            mtu: mtu.map(u32::from).filter(|mtu| *mtu != link.mtu),
+            controller: (link.controller != Some(bridge.index)).then_some(bridge.index),
+            ..LinkChange::default()
+        };
+        if change != LinkChange::default() {
+            self.host.change_link(&link, &change).await?;
+        }
+        // Isolated before it is up: no moment at which a guest could reach another.
+        self.host.isolate_port(&link).await?;
+        if !link.up {
+            self.host.change_link(&link, &LinkChange { up: true, ..LinkChange::default() }).await?;
+        }
+        Ok(())
+    }
+
+    async fn remove_tap(&mut self, instance: Instance, tap: CheckedTap) -> Result<(), OperationError> {
+        let name = instance.tap(tap);
+        if let Some(link) = self.own_tap(instance, &name).await? {
+            self.host.delete_link(&link).await?;
+        }
+        Ok(())
+    }
+
+    async fn list_taps(&mut self, instance: Instance) -> Outcome {
+        let links = self.host.links().await?;
+        let mut taps: Vec<TapNumber> = links
+            .iter()
+            .filter(|link| self.is_own_tap(instance, link))
+            .filter_map(|l| instance.tap_number(&l.name))
+            .collect();
+        taps.sort_unstable();
+        Ok(PrivilegedReply::Taps(taps))
+    }
+
+    async fn ensure_nat(
+        &mut self,
+        instance: Instance,
+        bridge: &BridgeName,
+        subnet: CheckedSubnet,
+    ) -> Result<(), OperationError> {
+        // Rules that drop must never name an interface of somebody else's.
+        self.required_bridge(instance, bridge).await?;
+        self.host.replace_table(&rules::table(instance, bridge, subnet)).await?;
+        // Last: a host that forwards without our rules would be open.
+        self.host.enable_forwarding().await?;
+        Ok(())
+    }
+
+    /// Taps, then the bridge, then the table: while a guest can still send, the rules are there.
+    async fn remove_instance(&mut self, instance: Instance) -> Result<(), OperationError> {
+        let links = self.host.links().await?;
+        let taps: Vec<&Link> = links.iter().filter(|link| self.is_own_tap(instance, link)).collect();
+        for tap in taps {
+            self.host.delete_link(tap).await?;
+        }
+        for bridge in links.iter().filter(|link| is_own_bridge(instance, link)) {
+            self.host.delete_link(bridge).await?;
+        }
+        self.host.remove_table(&instance.table()).await?;
+        Ok(())
+    }
+
+    async fn required_bridge(&mut self, instance: Instance, bridge: &BridgeName) -> Result<Link, OperationError> {
+        let link = self.own_bridge(instance, bridge).await?;
+        link.ok_or_else(|| OperationError::NoBridge(bridge.interface().clone()))
+    }
+
+    /// The bridge, if it exists and is marked as the instance's.
+    async fn own_bridge(&mut self, instance: Instance, bridge: &BridgeName) -> Result<Option<Link>, OperationError> {
+        match self.host.link(bridge.interface()).await? {
+            None => Ok(None),
+            Some(link) if !is_own_bridge(instance, &link) => Err(OperationError::Foreign(bridge.interface().clone())),
+            // Half made: whoever needs it has it finished by `make_bridge`.
+            Some(link) => Ok(Some(link).filter(|link| !is_unmarked(instance, link))),
+        }
+    }
+
+    async fn own_tap(&mut self, instance: Instance, name: &InterfaceName) -> Result<Option<Link>, OperationError> {
+        match self.host.link(name).await? {
+            None => Ok(None),
+            Some(link) if self.is_own_tap(instance, &link) => Ok(Some(link)),
+            Some(Link { kind: LinkKind::Tap { owner: Some(uid) }, .. }) if uid != self.owner_uid => {
+                Err(OperationError::OtherOwner(name.clone(), uid))
+            }
+            Some(_) => Err(OperationError::Foreign(name.clone())),
+        }
+    }
+
+    /// A tap of a derived name and the owner's uid; the alias may be missing where its making was cut off.
+    fn is_own_tap(&self, instance: Instance, link: &Link) -> bool {
+        let marked = link.alias.is_none() || link.alias == Some(instance.alias());
+        let owned = matches!(link.kind, LinkKind::Tap { owner } if owner.is_none_or(|uid| uid == self.owner_uid));
+        marked && owned && instance.tap_number(&link.name).is_some()
+    }
+}
+
+fn is_own_bridge(instance: Instance, link: &Link) -> bool {
+    link.kind == LinkKind::Bridge && (link.alias == Some(instance.alias()) || is_unmarked(instance, link))
+}
+
+/// A bridge of the derived name whose making was cut off before it was marked.
+fn is_unmarked(instance: Instance, link: &Link) -> bool {
+    link.alias.is_none() && link.name == instance.default_bridge().as_str()
+}

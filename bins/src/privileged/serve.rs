@@ -1,0 +1,159 @@
+//! Accepts connections, reads requests and answers them. One task carries operations out, one after the other.
+//!
+//! ```text
+//! connection ─┐
+//! connection ─┼─ Work (bounded) ─▶ worker: check, look, do ─▶ the answer's channel ─▶ connection
+//! connection ─┘
+//! ```
+//! A connection that breaks the protocol, or stalls, ends itself and nothing else.
+
+use super::host::Host;
+use super::ops::Operations;
+use super::peer::{Admission, admit, refusal};
+use link::frames::{FrameReader, ReadError, send_hello, write_frame};
+use messages::error::WireError;
+use messages::limits::PRIVILEGED_FRAME_MAX;
+use messages::privileged::{PrivilegedOperation, PrivilegedReply, PrivilegedRequest, PrivilegedResponse};
+use std::future::Future;
+use std::time::Duration;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tracing::{debug, info, warn};
+
+/// How many connections may be open. The owner's daemon needs one; the rest is for a `status` or two.
+const CONNECTIONS_MAX: usize = 32;
+/// How long a peer may take for its hello.
+const HELLO_TIME: Duration = Duration::from_secs(5);
+/// How long a peer may take to read an answer.
+const WRITE_TIME: Duration = Duration::from_secs(10);
+/// How many requests may wait for the worker; more make their connections wait.
+const WORK_QUEUE: usize = 64;
+
+struct Work {
+    operation: PrivilegedOperation,
+    answer: oneshot::Sender<Result<PrivilegedReply, WireError>>,
+}
+
+/// Serves until `stop` resolves; the operation that is running then is finished first.
+pub(super) async fn serve<H: Host>(listener: UnixListener, host: H, owner_uid: u32, stop: impl Future<Output = ()>) {
+    let (work, queue) = mpsc::channel(WORK_QUEUE);
+    let worker = tokio::spawn(carry_out(queue, Operations::new(host, owner_uid)));
+    let mut connections = JoinSet::new();
+    tokio::pin!(stop);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut stop => break,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(connection(stream, work.clone(), owner_uid));
+                }
+                Err(error) => {
+                    warn!(%error, "cannot accept a connection");
+                    // Out of descriptors, most likely: give the open connections time to end.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+    info!("stopping; taps and rules stay");
+    drop(work);
+    connections.shutdown().await;
+    if worker.await.is_err() {
+        warn!("the worker panicked");
+    }
+}
+
+async fn carry_out<H: Host>(mut queue: mpsc::Receiver<Work>, mut operations: Operations<H>) {
+    while let Some(work) = queue.recv().await {
+        // Whoever asked is gone: nobody waits for this, and the daemon asks again for what it wants.
+        if work.answer.is_closed() {
+            continue;
+        }
+        let result = operations.perform(&work.operation).await.map_err(WireError::from);
+        match &result {
+            Ok(_) => debug!(operation = ?work.operation, "done"),
+            Err(error) => warn!(operation = ?work.operation, %error, "refused or failed"),
+        }
+        if work.answer.send(result).is_err() {
+            debug!("the asker left before the answer");
+        }
+    }
+}
+
+async fn connection(stream: UnixStream, work: mpsc::Sender<Work>, owner_uid: u32) {
+    let peer_uid = match stream.peer_cred() {
+        Ok(peer) => peer.uid(),
+        Err(error) => return warn!(%error, "the kernel does not say who connected"),
+    };
+    let (read, write) = stream.into_split();
+    let admission = admit(peer_uid, owner_uid);
+    if admission == Admission::Refused {
+        warn!(peer_uid, "refused a peer that is not the owner");
+    }
+    let mut connection = Connection { reader: FrameReader::new(read, PRIVILEGED_FRAME_MAX), write };
+    let ended = match admission {
+        Admission::Admitted => connection.converse(&work).await,
+        Admission::Refused => connection.refuse(&refusal(peer_uid, owner_uid)).await,
+    };
+    if let Err(error) = ended {
+        warn!(peer_uid, error = &error as &dyn std::error::Error, "closed a connection");
+    }
+}
+
+/// Why a connection was ended by this side.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("the peer broke the protocol")]
+    Protocol(#[from] ReadError),
+    #[error("the peer took too long to {0}")]
+    Slow(&'static str),
+    #[error("the worker is gone")]
+    NoWorker,
+}
+
+struct Connection {
+    reader: FrameReader<OwnedReadHalf>,
+    write: OwnedWriteHalf,
+}
+
+impl Connection {
+    async fn converse(&mut self, work: &mpsc::Sender<Work>) -> Result<(), Ended> {
+        self.hello().await?;
+        while let Some(request) = self.reader.message::<PrivilegedRequest>().await? {
+            let (answer, answered) = oneshot::channel();
+            work.send(Work { operation: request.operation, answer }).await.map_err(|_| Ended::NoWorker)?;
+            let result = answered.await.map_err(|_| Ended::NoWorker)?;
+            self.answer(request.number, result).await?;
+        }
+        Ok(())
+    }
+
+    /// Answers the first request with the refusal, so that the peer learns why, and closes.
+    async fn refuse(&mut self, refusal: &WireError) -> Result<(), Ended> {
+        self.hello().await?;
+        let request = tokio::time::timeout(HELLO_TIME, self.reader.message::<PrivilegedRequest>());
+        match request.await.map_err(|_| Ended::Slow("ask"))?? {
+            Some(request) => self.answer(request.number, Err(refusal.clone())).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Ours first: a peer of another generation can then say which two versions met.
+    async fn hello(&mut self) -> Result<(), Ended> {
+        let exchange = async {
+            send_hello(&mut self.write).await?;
+            self.reader.hello().await.map(|_| ())
+        };
+        Ok(tokio::time::timeout(HELLO_TIME, exchange).await.map_err(|_| Ended::Slow("say hello"))??)
+    }
+
+    async fn answer(&mut self, number: u64, result: Result<PrivilegedReply, WireError>) -> Result<(), Ended> {
+        let response = PrivilegedResponse { number, result };
+        let write = write_frame(&mut self.write, &response, PRIVILEGED_FRAME_MAX);
+        Ok(tokio::time::timeout(WRITE_TIME, write).await.map_err(|_| Ended::Slow("read its answer"))??)
+    }
+}

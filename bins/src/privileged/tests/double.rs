@@ -1,0 +1,183 @@
+//! A host in memory that records every call and can be told which of them fail, and how often.
+
+use crate::privileged::host::{Host, HostError, HostResult, Link, LinkChange, LinkKind, Route};
+use crate::privileged::nft::Table;
+use messages::ids::InterfaceName;
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex};
+
+/// The state of the double; tests look at it and change it.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) links: BTreeMap<u32, Link>,
+    pub(super) addresses: BTreeMap<u32, Vec<(Ipv4Addr, u8)>>,
+    pub(super) routes: Vec<Route>,
+    pub(super) isolated: Vec<u32>,
+    pub(super) tables: BTreeMap<String, Table>,
+    pub(super) forwarding: bool,
+    /// Every call, in order: those that only look begin with `?`.
+    pub(super) calls: Vec<String>,
+    /// How many calls of this name pass from now on, and how many fail after them.
+    failures: BTreeMap<&'static str, (usize, usize)>,
+    next_index: u32,
+}
+
+impl State {
+    pub(super) fn add_link(&mut self, name: &str, kind: LinkKind, alias: Option<&str>) -> u32 {
+        self.next_index += 1;
+        let index = self.next_index;
+        let link = Link {
+            index,
+            name: name.to_owned(),
+            kind,
+            alias: alias.map(str::to_owned),
+            mtu: 1500,
+            controller: None,
+            up: false,
+        };
+        self.links.insert(index, link);
+        index
+    }
+
+    pub(super) fn named(&self, name: &str) -> Option<&Link> {
+        self.links.values().find(|link| link.name == name)
+    }
+
+    /// The calls that changed something.
+    pub(super) fn changes(&self) -> Vec<&str> {
+        self.calls.iter().filter(|call| !call.starts_with('?')).map(String::as_str).collect()
+    }
+
+    fn fail(&mut self, call: &'static str) -> HostResult<()> {
+        match self.failures.get_mut(call) {
+            Some((pass, _)) if *pass > 0 => {
+                *pass -= 1;
+                Ok(())
+            }
+            Some((_, left)) if *left > 0 => {
+                *left -= 1;
+                Err(HostError::new("do as told", call, std::io::Error::from_raw_os_error(libc::EPERM)))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The double; clones share the state.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Double(Arc<Mutex<State>>);
+
+impl Double {
+    pub(super) fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
+        f(&mut self.0.lock().unwrap())
+    }
+
+    /// Makes the next `times` calls of this name fail.
+    pub(super) fn fail(&self, call: &'static str, times: usize) {
+        self.with(|state| state.failures.insert(call, (0, times)));
+    }
+
+    /// Lets `pass` calls of this name through and fails the next one.
+    pub(super) fn fail_after(&self, call: &'static str, pass: usize) {
+        self.with(|state| state.failures.insert(call, (pass, 1)));
+    }
+
+    fn call<T>(&self, name: &'static str, detail: &str, f: impl FnOnce(&mut State) -> T) -> HostResult<T> {
+        self.with(|state| {
+            state.calls.push(format!("{name} {detail}").trim_end().to_owned());
+            state.fail(name)?;
+            Ok(f(state))
+        })
+    }
+}
+
+impl Host for Double {
+    async fn links(&mut self) -> HostResult<Vec<Link>> {
+        self.call("?links", "", |s| s.links.values().cloned().collect())
+    }
+
+    async fn link(&mut self, name: &InterfaceName) -> HostResult<Option<Link>> {
+        self.call("?link", name.as_str(), |s| s.named(name.as_str()).cloned())
+    }
+
+    async fn routes(&mut self) -> HostResult<Vec<Route>> {
+        self.call("?routes", "", |s| s.routes.clone())
+    }
+
+    async fn addresses(&mut self, index: u32) -> HostResult<Vec<(Ipv4Addr, u8)>> {
+        self.call("?addresses", "", |s| s.addresses.get(&index).cloned().unwrap_or_default())
+    }
+
+    async fn create_bridge(&mut self, name: &InterfaceName) -> HostResult<()> {
+        self.call("create_bridge", name.as_str(), |s| s.add_link(name.as_str(), LinkKind::Bridge, None))?;
+        Ok(())
+    }
+
+    async fn create_tap(&mut self, name: &InterfaceName, owner: u32) -> HostResult<()> {
+        let kind = LinkKind::Tap { owner: Some(owner) };
+        self.call("create_tap", &format!("{name} uid={owner}"), |s| s.add_link(name.as_str(), kind, None))?;
+        Ok(())
+    }
+
+    async fn change_link(&mut self, link: &Link, change: &LinkChange) -> HostResult<()> {
+        let mut words = vec![link.name.clone()];
+        words.extend(change.alias.iter().map(|alias| format!("alias={alias}")));
+        words.extend(change.name.iter().map(|name| format!("name={name}")));
+        words.extend(change.address.iter().map(|address| format!("address={address:02x?}")));
+        words.extend(change.mtu.iter().map(|mtu| format!("mtu={mtu}")));
+        words.extend(change.controller.iter().map(|_| "port".to_owned()));
+        words.extend(change.up.then(|| "up".to_owned()));
+        let change = change.clone();
+        self.call("change_link", &words.join(" "), |s| {
+            let link = s.links.get_mut(&link.index).expect("only existing links are changed");
+            link.alias = change.alias.or(link.alias.take());
+            link.name = change.name.map_or(link.name.clone(), String::from);
+            link.mtu = change.mtu.unwrap_or(link.mtu);
+            link.controller = change.controller.or(link.controller);
+            link.up |= change.up;
+        })
+    }
+
+    async fn isolate_port(&mut self, link: &Link) -> HostResult<()> {
+        assert!(self.with(|s| s.links[&link.index].controller.is_some()), "only ports can be isolated");
+        self.call("isolate_port", &link.name, |s| s.isolated.push(link.index))
+    }
+
+    async fn delete_link(&mut self, link: &Link) -> HostResult<()> {
+        self.call("delete_link", &link.name, |s| {
+            s.links.remove(&link.index);
+            s.addresses.remove(&link.index);
+            s.isolated.retain(|index| *index != link.index);
+            s.links.values_mut().filter(|l| l.controller == Some(link.index)).for_each(|l| l.controller = None);
+        })
+    }
+
+    async fn add_address(&mut self, link: &Link, address: Ipv4Addr, prefix: u8) -> HostResult<()> {
+        self.call("add_address", &format!("{} {address}/{prefix}", link.name), |s| {
+            s.addresses.entry(link.index).or_default().push((address, prefix));
+        })
+    }
+
+    async fn remove_address(&mut self, link: &Link, address: Ipv4Addr, prefix: u8) -> HostResult<()> {
+        self.call("remove_address", &format!("{} {address}/{prefix}", link.name), |s| {
+            s.addresses.entry(link.index).or_default().retain(|has| *has != (address, prefix));
+        })
+    }
+
+    async fn enable_forwarding(&mut self) -> HostResult<()> {
+        self.call("enable_forwarding", "", |s| s.forwarding = true)
+    }
+
+    async fn replace_table(&mut self, table: &Table) -> HostResult<()> {
+        self.call("replace_table", &table.name, |s| {
+            s.tables.insert(table.name.clone(), table.clone());
+        })
+    }
+
+    async fn remove_table(&mut self, name: &str) -> HostResult<()> {
+        self.call("remove_table", name, |s| {
+            s.tables.remove(name);
+        })
+    }
+}

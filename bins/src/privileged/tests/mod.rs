@@ -1,0 +1,6 @@
+//! What the helper does, tried against a double of the host.
+
+mod double;
+mod operations;
+mod properties;
+mod server;

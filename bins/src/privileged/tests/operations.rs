@@ -1,0 +1,300 @@
+//! Every operation: what it does once, twice, after a failure at any step, and what it leaves alone.
+
+use super::double::Double;
+use crate::privileged::host::{LinkKind, Route};
+use crate::privileged::ops::{OperationError, Operations};
+use messages::ids::InstanceId;
+use messages::privileged::{PrivilegedOperation, PrivilegedReply, Subnet, TapNumber};
+use std::net::Ipv4Addr;
+
+const OWNER: u32 = 1000;
+const ONE: InstanceId = InstanceId([0xab, 0xcd, 0xef]);
+const OTHER: InstanceId = InstanceId([1, 2, 3]);
+
+fn subnet() -> Subnet {
+    Subnet { gateway: Ipv4Addr::new(172, 16, 0, 1), prefix: 24 }
+}
+
+fn bridge(instance: InstanceId, name: &str) -> PrivilegedOperation {
+    PrivilegedOperation::EnsureBridge { instance, bridge: name.parse().unwrap(), subnet: subnet() }
+}
+
+fn nat(name: &str) -> PrivilegedOperation {
+    PrivilegedOperation::EnsureNat { instance: ONE, bridge: name.parse().unwrap(), subnet: subnet() }
+}
+
+fn tap(number: u16) -> PrivilegedOperation {
+    let bridge = "bbabcdef".parse().unwrap();
+    PrivilegedOperation::EnsureTap { instance: ONE, bridge, tap: TapNumber(number), mtu: Some(1400) }
+}
+
+async fn perform(host: &Double, operation: &PrivilegedOperation) -> Result<PrivilegedReply, OperationError> {
+    Operations::new(host.clone(), OWNER).perform(operation).await
+}
+
+async fn done(host: &Double, operation: PrivilegedOperation) {
+    assert_eq!(perform(host, &operation).await.unwrap(), PrivilegedReply::Done, "{operation:?}");
+}
+
+#[tokio::test]
+async fn a_whole_network_is_made_in_this_order() {
+    let host = Double::default();
+    for operation in [bridge(ONE, "bbabcdef"), nat("bbabcdef"), tap(0)] {
+        done(&host, operation).await;
+    }
+    insta::assert_snapshot!(host.with(|s| s.changes().join("\n")), @r"
+    create_bridge bbabcdef
+    change_link bbabcdef alias=banger:abcdef address=[02, ab, cd, ef, ff, ff]
+    add_address bbabcdef 172.16.0.1/24
+    change_link bbabcdef up
+    replace_table banger_abcdef
+    enable_forwarding
+    create_tap btabcdef-0 uid=1000
+    change_link btabcdef-0 alias=banger:abcdef mtu=1400 port
+    isolate_port btabcdef-0
+    change_link btabcdef-0 up
+    ");
+}
+
+#[tokio::test]
+async fn a_second_time_changes_nothing_of_the_interfaces() {
+    let host = Double::default();
+    for operation in [bridge(ONE, "bbabcdef"), tap(0)] {
+        done(&host, operation).await;
+    }
+    host.with(|s| s.calls.clear());
+    for operation in [bridge(ONE, "bbabcdef"), tap(0)] {
+        done(&host, operation).await;
+    }
+    assert_eq!(host.with(|s| s.changes().join("\n")), "isolate_port btabcdef-0");
+}
+
+/// What a host ends up with, whatever the indexes of its interfaces.
+fn end(host: &Double) -> String {
+    host.with(|s| {
+        let links = s.links.values().map(|l| (&l.name, l.kind, &l.alias, l.up, s.addresses.get(&l.index)));
+        format!("{:?} {:?} {}", links.collect::<Vec<_>>(), s.tables, s.forwarding)
+    })
+}
+
+/// Whichever call fails, the next attempt finishes, and the end is the same.
+#[tokio::test]
+async fn every_failure_is_made_good_by_the_next_attempt() {
+    let calls = [
+        "?links",
+        "?link",
+        "?routes",
+        "?addresses",
+        "create_bridge",
+        "change_link",
+        "add_address",
+        "replace_table",
+        "enable_forwarding",
+        "create_tap",
+        "isolate_port",
+    ];
+    for name in ["bbabcdef", "br-banger"] {
+        let undisturbed = Double::default();
+        for operation in [bridge(ONE, name), nat(name)] {
+            done(&undisturbed, operation).await;
+        }
+        for call in calls {
+            for before in 0..4 {
+                let host = Double::default();
+                let mut failed = 0;
+                for operation in [bridge(ONE, name), nat(name)] {
+                    // Let `before` of these calls pass, then fail the next.
+                    host.fail_after(call, before);
+                    while perform(&host, &operation).await.is_err() {
+                        failed += 1;
+                        assert!(failed <= 2, "{call} {before}: does not recover");
+                    }
+                }
+                assert_eq!(end(&host), end(&undisturbed), "{call} {before}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_half_made_tap_is_finished() {
+    let host = Double::default();
+    done(&host, bridge(ONE, "bbabcdef")).await;
+    for call in ["change_link", "isolate_port"] {
+        host.fail(call, 1);
+        assert!(perform(&host, &tap(7)).await.is_err());
+    }
+    assert!(!host.with(|s| s.named("btabcdef-7").unwrap().up), "up only once isolated");
+    assert_eq!(
+        perform(&host, &PrivilegedOperation::ListTaps { instance: ONE }).await.unwrap(),
+        PrivilegedReply::Taps(vec![TapNumber(7)])
+    );
+    done(&host, tap(7)).await;
+    host.with(|s| {
+        let link = s.named("btabcdef-7").unwrap().clone();
+        assert!(link.up && s.isolated.contains(&link.index) && link.mtu == 1400);
+    });
+}
+
+#[tokio::test]
+async fn interfaces_of_others_are_refused_and_left_alone() {
+    let host = Double::default();
+    host.with(|s| {
+        s.add_link("docker0", LinkKind::Bridge, None);
+        s.add_link("eth0", LinkKind::Other, None);
+        s.add_link("bbabcdef", LinkKind::Other, Some("banger:abcdef"));
+        s.add_link("br0", LinkKind::Bridge, Some("banger:010203"));
+    });
+    let before = host.with(|s| s.links.clone());
+    for name in ["docker0", "eth0", "bbabcdef", "br0"] {
+        for operation in [bridge(ONE, name), nat(name)] {
+            assert!(matches!(perform(&host, &operation).await, Err(OperationError::Foreign(_))), "{name}");
+        }
+    }
+    done(&host, PrivilegedOperation::RemoveInstance { instance: ONE }).await;
+    host.with(|s| {
+        assert_eq!(s.links, before);
+        assert_eq!(s.changes(), ["remove_table banger_abcdef"]);
+    });
+}
+
+#[tokio::test]
+async fn a_tap_of_another_user_or_with_another_mark_is_refused() {
+    let host = Double::default();
+    done(&host, bridge(ONE, "bbabcdef")).await;
+    host.with(|s| {
+        s.add_link("btabcdef-1", LinkKind::Tap { owner: Some(1) }, Some("banger:abcdef"));
+        s.add_link("btabcdef-2", LinkKind::Tap { owner: Some(OWNER) }, Some("somebody's"));
+        s.calls.clear();
+    });
+    assert!(matches!(perform(&host, &tap(1)).await, Err(OperationError::OtherOwner(_, 1))));
+    assert!(matches!(perform(&host, &tap(2)).await, Err(OperationError::Foreign(_))));
+    for number in [1, 2] {
+        let remove = PrivilegedOperation::RemoveTap { instance: ONE, tap: TapNumber(number) };
+        assert!(perform(&host, &remove).await.is_err());
+    }
+    assert!(host.with(|s| s.changes().is_empty()));
+}
+
+#[tokio::test]
+async fn subnets_that_the_host_uses_are_refused() {
+    let route = |a, b, c, d, prefix, interface| Route { destination: Ipv4Addr::new(a, b, c, d), prefix, interface };
+    for other in [
+        route(172, 16, 0, 0, 24, Some(9)),
+        route(172, 16, 0, 77, 32, Some(9)),
+        route(172, 16, 0, 0, 12, Some(9)),
+        route(172, 16, 0, 0, 12, None),
+    ] {
+        let host = Double::default();
+        host.with(|s| s.routes.push(other));
+        assert!(matches!(perform(&host, &bridge(ONE, "bbabcdef")).await, Err(OperationError::Overlap { .. })));
+        assert!(host.with(|s| s.changes().is_empty()), "{other:?}");
+    }
+    let host = Double::default();
+    host.with(|s| {
+        s.routes = vec![
+            route(0, 0, 0, 0, 0, Some(9)),
+            route(128, 0, 0, 0, 1, Some(9)),
+            route(172, 16, 1, 0, 24, Some(9)),
+            route(10, 0, 0, 0, 8, Some(9)),
+        ];
+    });
+    done(&host, bridge(ONE, "bbabcdef")).await;
+    // Its own route does not stand in its way.
+    let index = host.with(|s| s.named("bbabcdef").unwrap().index);
+    host.with(|s| s.routes.push(route(172, 16, 0, 0, 24, Some(index))));
+    done(&host, bridge(ONE, "bbabcdef")).await;
+}
+
+#[tokio::test]
+async fn changed_settings_replace_the_former_ones() {
+    let host = Double::default();
+    done(&host, bridge(ONE, "br-old")).await;
+    done(&host, bridge(ONE, "br-new")).await;
+    host.with(|s| {
+        assert!(s.named("br-old").is_none());
+        let index = s.named("br-new").unwrap().index;
+        s.addresses.get_mut(&index).unwrap().push((Ipv4Addr::new(172, 17, 0, 1), 16));
+    });
+    done(&host, bridge(ONE, "br-new")).await;
+    host.with(|s| {
+        let index = s.named("br-new").unwrap().index;
+        assert_eq!(s.addresses[&index], [(Ipv4Addr::new(172, 16, 0, 1), 24)]);
+    });
+}
+
+#[tokio::test]
+async fn two_instances_live_side_by_side() {
+    let host = Double::default();
+    done(&host, bridge(ONE, "bbabcdef")).await;
+    let other_subnet = Subnet { gateway: Ipv4Addr::new(172, 16, 1, 1), prefix: 24 };
+    let name = "bb010203".parse().unwrap();
+    done(&host, PrivilegedOperation::EnsureBridge { instance: OTHER, bridge: name, subnet: other_subnet }).await;
+    done(&host, tap(0)).await;
+    done(&host, PrivilegedOperation::RemoveInstance { instance: ONE }).await;
+    let left: Vec<String> = host.with(|s| s.links.values().map(|link| link.name.clone()).collect());
+    assert_eq!(left, ["bb010203"]);
+}
+
+#[tokio::test]
+async fn removing_takes_taps_before_the_bridge_before_the_rules() {
+    let host = Double::default();
+    for operation in [bridge(ONE, "bbabcdef"), nat("bbabcdef"), tap(0), tap(1)] {
+        done(&host, operation).await;
+    }
+    host.with(|s| s.calls.clear());
+    for _ in 0..2 {
+        done(&host, PrivilegedOperation::RemoveInstance { instance: ONE }).await;
+    }
+    insta::assert_snapshot!(host.with(|s| s.changes().join("\n")), @r"
+    delete_link btabcdef-0
+    delete_link btabcdef-1
+    delete_link bbabcdef
+    remove_table banger_abcdef
+    remove_table banger_abcdef
+    ");
+}
+
+#[tokio::test]
+async fn the_rules_read_like_this() {
+    let host = Double::default();
+    done(&host, bridge(ONE, "bbabcdef")).await;
+    done(&host, nat("bbabcdef")).await;
+    insta::assert_snapshot!(host.with(|s| s.tables["banger_abcdef"].to_string()), @r#"
+    table inet banger_abcdef {
+      chain input {
+        type filter hook input priority 0; policy accept;
+        iifname "bbabcdef" meta nfproto != ipv4 drop
+        iifname "bbabcdef" meta nfproto ipv4 ip saddr != 172.16.0.0/24 drop
+        iifname "bbabcdef" ct state established,related accept
+        iifname "bbabcdef" meta nfproto ipv4 ip daddr 172.16.0.1/32 meta l4proto icmp accept
+        iifname "bbabcdef" meta nfproto ipv4 ip daddr 172.16.0.1/32 meta l4proto udp th dport 53 accept
+        iifname "bbabcdef" meta nfproto ipv4 ip daddr 172.16.0.1/32 meta l4proto tcp th dport 53 accept
+        iifname "bbabcdef" drop
+      }
+      chain forward {
+        type filter hook forward priority 0; policy accept;
+        iifname "bbabcdef" meta nfproto != ipv4 drop
+        iifname "bbabcdef" meta nfproto ipv4 ip saddr != 172.16.0.0/24 drop
+        iifname "bbabcdef" meta nfproto ipv4 ip daddr 169.254.0.0/16 drop
+        iifname "bbabcdef" oifname "bbabcdef" drop
+        iifname "bbabcdef" accept
+        oifname "bbabcdef" ct state established,related accept
+        oifname "bbabcdef" drop
+      }
+      chain postrouting {
+        type nat hook postrouting priority 100; policy accept;
+        meta nfproto ipv4 ip saddr 172.16.0.0/24 oifname != "bbabcdef" masquerade
+      }
+    }
+    "#);
+}
+
+#[tokio::test]
+async fn taps_and_rules_need_the_bridge() {
+    let host = Double::default();
+    for operation in [tap(0), nat("bbabcdef")] {
+        assert!(matches!(perform(&host, &operation).await, Err(OperationError::NoBridge(_))));
+    }
+    assert!(host.with(|s| s.changes().is_empty()));
+}

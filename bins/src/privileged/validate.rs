@@ -1,0 +1,228 @@
+//! Turns what arrived on the socket into operations that may be carried out. Whatever passes here is safe to name to the kernel.
+//!
+//! The wire types check themselves too; this module does not rely on it, because a newtype's check can be relaxed for
+//! another reader's sake. It asks the kernel nothing: what needs the host's state is checked in [`super::ops`].
+
+use messages::error::{ErrorKind, WireError};
+use messages::ids::{InstanceId, InterfaceName};
+use messages::limits::TAPS_MAX;
+use messages::privileged::{
+    PrivilegedOperation, Subnet, TapNumber, default_bridge_name, interface_alias, table_name, tap_name,
+};
+use std::net::Ipv4Addr;
+
+/// The smallest MTU of a tap: what IPv4 asks of every host (RFC 791).
+const MTU_MIN: u16 = 576;
+/// The largest MTU that the kernel's tap driver takes: 65535 less an Ethernet header (`drivers/net/tun.c`).
+const MTU_MAX: u16 = 65521;
+
+/// Why a request was refused before anything was done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Invalid {
+    #[error("`{0}` cannot be the bridge of instance {1}")]
+    Bridge(String, InstanceId),
+    #[error("tap {0} is beyond the {TAPS_MAX} ports of a bridge")]
+    Tap(u16),
+    #[error("an MTU of {0} is not between {MTU_MIN} and {MTU_MAX}")]
+    Mtu(u16),
+    #[error("a prefix of {0} is not between 16 and 29")]
+    Prefix(u8),
+    #[error("{0}/{1} is not in a private range (10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16)")]
+    NotPrivate(Ipv4Addr, u8),
+    #[error("{0} is not a host's address in a /{1}")]
+    Gateway(Ipv4Addr, u8),
+}
+
+impl From<Invalid> for WireError {
+    fn from(invalid: Invalid) -> Self {
+        Self::from_error(ErrorKind::Usage, &invalid)
+    }
+}
+
+/// A bridge name that this instance may have, as far as one can tell without asking the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct BridgeName(InterfaceName);
+
+impl BridgeName {
+    /// The interface's name.
+    #[must_use]
+    pub(super) fn interface(&self) -> &InterfaceName {
+        &self.0
+    }
+
+    fn check(instance: InstanceId, name: &InterfaceName) -> Result<Self, Invalid> {
+        let text = name.as_str();
+        let invalid = || Invalid::Bridge(text.to_owned(), instance);
+        let plain = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        let starts_well = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
+        if !plain || !starts_well || text.len() > 15 || matches!(text, "lo" | "all" | "default") {
+            return Err(invalid());
+        }
+        let derived_for_another = is_derived(text) && *name != default_bridge_name(instance);
+        if derived_for_another { Err(invalid()) } else { Ok(Self(name.clone())) }
+    }
+}
+
+/// Whether a name has the form of those that banger derives: those belong to the instance that they name.
+fn is_derived(name: &str) -> bool {
+    let hex = |text: &str| text.len() == 6 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    let bridge = name.strip_prefix("bb").is_some_and(hex);
+    let tap = name.strip_prefix("bt").and_then(|rest| rest.split_once('-')).is_some_and(|(id, _)| hex(id));
+    bridge || tap
+}
+
+/// A private IPv4 network with a host's address in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CheckedSubnet {
+    gateway: Ipv4Addr,
+    prefix: u8,
+}
+
+impl CheckedSubnet {
+    fn check(subnet: Subnet) -> Result<Self, Invalid> {
+        let Subnet { gateway, prefix } = subnet;
+        if !(16..=29).contains(&prefix) {
+            return Err(Invalid::Prefix(prefix));
+        }
+        if !gateway.is_private() {
+            return Err(Invalid::NotPrivate(gateway, prefix));
+        }
+        let checked = Self { gateway, prefix };
+        let host_part = u32::from(gateway) & !mask(prefix);
+        if host_part == 0 || host_part == !mask(prefix) {
+            return Err(Invalid::Gateway(gateway, prefix));
+        }
+        Ok(checked)
+    }
+
+    /// The host's address in it.
+    #[must_use]
+    pub(super) fn gateway(self) -> Ipv4Addr {
+        self.gateway
+    }
+
+    /// The prefix length.
+    #[must_use]
+    pub(super) fn prefix(self) -> u8 {
+        self.prefix
+    }
+
+    /// The network's own address.
+    #[must_use]
+    pub(super) fn network(self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.gateway) & mask(self.prefix))
+    }
+
+    /// Whether the two networks share an address.
+    #[must_use]
+    pub(super) fn overlaps(self, network: Ipv4Addr, prefix: u8) -> bool {
+        let common = mask(self.prefix.min(prefix));
+        u32::from(self.gateway) & common == u32::from(network) & common
+    }
+}
+
+/// The network mask of a prefix length of at most 32.
+fn mask(prefix: u8) -> u32 {
+    u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0)
+}
+
+/// One instance, and the names that derive from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Instance(InstanceId);
+
+impl Instance {
+    /// The mark of its interfaces.
+    #[must_use]
+    pub(super) fn alias(self) -> String {
+        interface_alias(self.0)
+    }
+
+    /// The bridge's name where the config has none.
+    #[must_use]
+    pub(super) fn default_bridge(self) -> InterfaceName {
+        default_bridge_name(self.0)
+    }
+
+    /// The bridge's hardware address. Set by hand, it stays: else it would be the lowest of the ports', and change, with
+    /// every tap that comes and goes, under the guests' feet. The first octet says "locally administered".
+    #[must_use]
+    pub(crate) fn bridge_address(self) -> [u8; 6] {
+        let [a, b, c] = self.0.0;
+        [0x02, a, b, c, 0xff, 0xff]
+    }
+
+    /// Its nftables table.
+    #[must_use]
+    pub(super) fn table(self) -> String {
+        table_name(self.0)
+    }
+
+    /// The name of one of its taps.
+    #[must_use]
+    pub(super) fn tap(self, tap: CheckedTap) -> InterfaceName {
+        tap_name(self.0, tap.0)
+    }
+
+    /// The number of the tap of this name, if it is one of this instance's.
+    #[must_use]
+    pub(super) fn tap_number(self, name: &str) -> Option<TapNumber> {
+        let number = name.strip_prefix(&format!("bt{}-", self.0))?.parse::<u16>().ok().map(TapNumber)?;
+        (tap_name(self.0, number).as_str() == name).then_some(number)
+    }
+}
+
+/// A tap number that a bridge has room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CheckedTap(TapNumber);
+
+/// An operation whose every field is acceptable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum CheckedOperation {
+    Status,
+    EnsureBridge { instance: Instance, bridge: BridgeName, subnet: CheckedSubnet },
+    EnsureTap { instance: Instance, bridge: BridgeName, tap: CheckedTap, mtu: Option<u16> },
+    RemoveTap { instance: Instance, tap: CheckedTap },
+    ListTaps { instance: Instance },
+    EnsureNat { instance: Instance, bridge: BridgeName, subnet: CheckedSubnet },
+    RemoveInstance { instance: Instance },
+}
+
+/// Checks every field.
+///
+/// # Errors
+/// [`Invalid`] names the first field that is not acceptable.
+pub(super) fn check(operation: &PrivilegedOperation) -> Result<CheckedOperation, Invalid> {
+    use PrivilegedOperation as Op;
+    Ok(match operation {
+        Op::Status => CheckedOperation::Status,
+        Op::EnsureBridge { instance, bridge, subnet } => CheckedOperation::EnsureBridge {
+            instance: Instance(*instance),
+            bridge: BridgeName::check(*instance, bridge)?,
+            subnet: CheckedSubnet::check(*subnet)?,
+        },
+        Op::EnsureTap { instance, bridge, tap, mtu } => CheckedOperation::EnsureTap {
+            instance: Instance(*instance),
+            bridge: BridgeName::check(*instance, bridge)?,
+            tap: check_tap(*tap)?,
+            mtu: mtu.map(check_mtu).transpose()?,
+        },
+        Op::RemoveTap { instance, tap } => {
+            CheckedOperation::RemoveTap { instance: Instance(*instance), tap: check_tap(*tap)? }
+        }
+        Op::ListTaps { instance } => CheckedOperation::ListTaps { instance: Instance(*instance) },
+        Op::EnsureNat { instance, bridge, subnet } => CheckedOperation::EnsureNat {
+            instance: Instance(*instance),
+            bridge: BridgeName::check(*instance, bridge)?,
+            subnet: CheckedSubnet::check(*subnet)?,
+        },
+        Op::RemoveInstance { instance } => CheckedOperation::RemoveInstance { instance: Instance(*instance) },
+    })
+}
+
+fn check_tap(tap: TapNumber) -> Result<CheckedTap, Invalid> {
+    if tap.0 < TAPS_MAX { Ok(CheckedTap(tap)) } else { Err(Invalid::Tap(tap.0)) }
+}
+
+fn check_mtu(mtu: u16) -> Result<u16, Invalid> {
+    if (MTU_MIN..=MTU_MAX).contains(&mtu) { Ok(mtu) } else { Err(Invalid::Mtu(mtu)) }
+}
