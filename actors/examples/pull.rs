@@ -3,6 +3,7 @@
 
 use actors::artifacts::{Cancel, Reporter};
 use actors::catalog::Catalog;
+use actors::images::{self, ImageStore};
 use actors::kernels::{KernelStore, pull};
 use messages::WireError;
 use messages::reply::Stage;
@@ -37,6 +38,12 @@ fn run(state: &std::path::Path, what: &str, mirror: Option<&str>) -> Result<(), 
         let store = KernelStore::new(state.join("kernels"));
         let entry = catalog.kernel("debian-cloud-6.12").map_err(|error| WireError::from(&error))?;
         pull::pull(&store, entry, mirror, &cancel, &reporter(Stage::KernelPull))
+            .map_err(|error| WireError::from(&error))?;
+    }
+    if what != "kernel" {
+        let store = ImageStore::new(state.join("images"));
+        let entry = catalog.image("debian-bookworm").map_err(|error| WireError::from(&error))?;
+        images::pull::pull(&store, entry, &entry.name, mirror, &cancel, &reporter(Stage::ImagePull))
             .map_err(|error| WireError::from(&error))?;
     }
     Ok(())

@@ -6,6 +6,7 @@ pub mod catalog;
 pub mod config;
 pub mod ext4;
 pub mod host;
+pub mod images;
 pub mod kernels;
 pub mod paths;
 pub mod registry;

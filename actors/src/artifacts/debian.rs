@@ -31,6 +31,8 @@ pub struct Recipe {
     pub packages: Vec<String>,
     /// Options for dpkg, without the dashes; they stay in the image.
     pub dpkg_options: Vec<String>,
+    /// Run by the system's own `/bin/sh -e`, in it, before it is packed.
+    pub scripts: Vec<String>,
     /// `debian_mirror` of the config. Without one mmdebstrap chooses.
     pub mirror: Option<String>,
 }
@@ -113,6 +115,7 @@ impl Recipe {
             // translations of package descriptions are a third of what apt downloads, for nothing
             .arg("--aptopt=Acquire::Languages \"none\"")
             .args(self.dpkg_options.iter().map(|option| format!("--dpkgopt={option}")))
+            .args(self.scripts.iter().map(|script| format!("--customize-hook={}", hook(script))))
             .arg(&self.suite)
             .arg("-")
             .args(self.mirror.as_deref());
@@ -177,6 +180,11 @@ fn broken_by_us(error: &DebianError) -> bool {
         || tail
             .iter()
             .any(|line| line.contains("got a signal") || line.contains("Broken pipe") || line.contains("SIGTERM"))
+}
+
+/// The shell line that runs a script in the new system, whose directory mmdebstrap gives as `$1`.
+fn hook(script: &str) -> String {
+    format!("chroot \"$1\" /bin/sh -ec '{}'", script.replace('\'', r"'\''"))
 }
 
 /// `PATH`, with the directories that hold chroot, mount and newuidmap even where a login shell has left them out.

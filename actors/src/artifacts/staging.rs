@@ -2,6 +2,7 @@
 //!
 //! A pull that fails, panics or is dropped removes its own; what a kill -9 left is swept at the next start.
 
+use messages::{ErrorKind, WireError};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,19 @@ pub enum StagingError {
     },
     #[error("`{}` is there already", path.display())]
     Taken { path: PathBuf },
+}
+
+impl From<&StagingError> for WireError {
+    fn from(error: &StagingError) -> Self {
+        let source = match error {
+            StagingError::Taken { .. } => return Self::from_error(ErrorKind::Conflict, error),
+            StagingError::Create { source, .. }
+            | StagingError::Sync { source, .. }
+            | StagingError::Publish { source, .. } => source,
+        };
+        let full = source.kind() == io::ErrorKind::StorageFull;
+        Self::from_error(if full { ErrorKind::Resources } else { ErrorKind::Host }, error)
+    }
 }
 
 /// A directory being filled. Dropping it removes it and everything in it.
@@ -67,7 +81,7 @@ impl Staging {
     pub fn publish(self, name: &str) -> Result<PathBuf, StagingError> {
         let target = self.parent.join(name);
         // rename(2) replaces an empty directory silently. Two pulls of one name are excluded by their actor.
-        if target.exists() || name.ends_with(SUFFIX) {
+        if target.exists() || is_staging(name) {
             return Err(StagingError::Taken { path: target });
         }
         // Contents before the name: a name that survives a power cut must not point to holes.
@@ -110,12 +124,31 @@ pub fn sweep(parent: &Path) -> io::Result<usize> {
     let mut removed = 0;
     for entry in entries {
         let entry = entry?;
-        if entry.file_name().to_string_lossy().ends_with(SUFFIX) && entry.file_type()?.is_dir() {
+        if is_staging(&entry.file_name().to_string_lossy()) && entry.file_type()?.is_dir() {
             fs::remove_dir_all(entry.path())?;
             removed += 1;
         }
     }
     Ok(removed)
+}
+
+/// True for the name of a staging directory: no artifact may have it.
+#[must_use]
+pub fn is_staging(name: &str) -> bool {
+    name.ends_with(SUFFIX)
+}
+
+/// Removes the published `name` below `parent`: in one step from the view of others, and the sweep finishes what a crash leaves.
+///
+/// # Errors
+/// When the file system refuses.
+pub fn remove(parent: &Path, name: &str) -> io::Result<()> {
+    let doomed = parent.join(format!("{name}.deleted{SUFFIX}"));
+    match fs::remove_dir_all(&doomed) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => fs::rename(parent.join(name), &doomed)?,
+    }
+    fs::remove_dir_all(&doomed)
 }
 
 /// Bytes that a directory's files take on disk (not their length: images are sparse).

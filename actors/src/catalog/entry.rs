@@ -77,6 +77,9 @@ pub struct DebianImage {
     /// dpkg's `path-include` patterns: exceptions from `exclude`.
     #[serde(default)]
     pub include: Vec<String>,
+    /// Run in the new system, by its own `/bin/sh -e`.
+    #[serde(default)]
+    pub scripts: Vec<String>,
     #[serde(default)]
     pub env: Vec<String>,
     #[serde(default)]

@@ -29,7 +29,7 @@ impl KernelStore {
     /// When there is no such kernel, or the agent or the files cannot be read or written.
     pub fn boot_files(&self, name: &str, agent: &Path) -> Result<BootFiles, KernelError> {
         let record = self.show(name)?;
-        let directory = self.path(&record.name);
+        let directory = self.path(record.name.as_str());
         let bytes = fs::read(agent).map_err(|source| KernelError::io("read the agent", agent, source))?;
         let hash = hex::encode(Sha256::digest(&bytes));
         let initramfs = directory.join(format!("initramfs-{}.cpio", &hash[..16]));

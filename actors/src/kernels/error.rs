@@ -1,8 +1,8 @@
 //! What can go wrong with kernels.
 
 use super::vmlinux::VmlinuxError;
-use crate::artifacts::{DebianError, StagingError};
-use crate::catalog::{self, CatalogError};
+use crate::artifacts::{DebianError, ShelfError, StagingError};
+use crate::catalog::CatalogError;
 use crate::ext4::Ext4Error;
 use messages::{ErrorKind, WireError};
 use std::io;
@@ -29,16 +29,8 @@ pub enum KernelError {
     MissingModule(&'static str),
     #[error("modules depend on each other in a circle: {}", .0.join(" → "))]
     Circle(Vec<String>),
-    #[error("no kernel called `{name}` is on this host")]
-    NotFound { name: String, nearest: Vec<String> },
-    #[error("kernel `{name}` is used by {}", users.join(", "))]
-    InUse { name: String, users: Vec<String> },
-    #[error("the record of kernel `{name}` is damaged")]
-    Damaged {
-        name: String,
-        #[source]
-        source: serde_json::Error,
-    },
+    #[error(transparent)]
+    Shelf(#[from] ShelfError),
     #[error("failed to {action} `{}`", path.display())]
     Io {
         action: &'static str,
@@ -67,17 +59,8 @@ impl From<&KernelError> for WireError {
             KernelError::MissingModule(_) => {
                 Self::from_error(ErrorKind::Download, error).hint("choose another kernel: `banger kernel catalog`")
             }
-            KernelError::NotFound { nearest, .. } => {
-                let wire = Self::from_error(ErrorKind::NotFound, error);
-                wire.hint(catalog::suggestion(nearest).unwrap_or_else(|| "`banger kernel list` lists them".to_owned()))
-            }
-            KernelError::InUse { .. } => {
-                Self::from_error(ErrorKind::Conflict, error).hint("delete them first, or use `--force`")
-            }
-            KernelError::Damaged { name, .. } => Self::from_error(ErrorKind::Host, error)
-                .hint(format!("`banger kernel delete {name}` and pull it again")),
-            KernelError::Staging(StagingError::Taken { .. }) => Self::from_error(ErrorKind::Conflict, error),
-            KernelError::Staging(_) => Self::from_error(ErrorKind::Host, error),
+            KernelError::Shelf(cause) => Self::from(cause),
+            KernelError::Staging(cause) => Self::from(cause),
             KernelError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Self::from_error(ErrorKind::Resources, error)
             }

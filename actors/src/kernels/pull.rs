@@ -2,10 +2,10 @@
 
 use super::initramfs::{self, EarlyModule};
 use super::modules::{self, Modules};
-use super::store::{MANIFEST, MODULES_CPIO, MODULES_EXT4, VMLINUX};
+use super::store::{MODULES_CPIO, MODULES_EXT4, VMLINUX};
 use super::{KernelError, KernelRecord, KernelStore, depmod, vmlinux};
 use crate::artifacts::debian::{Recipe, Variant};
-use crate::artifacts::{Cancel, Reporter, Staging};
+use crate::artifacts::{Cancel, Reporter, Staging, now_ms};
 use crate::catalog::{KernelEntry, KernelSource};
 use crate::ext4::tarball::{Verdict, read_tar};
 use crate::ext4::{Label, Meta, Tree, build};
@@ -14,7 +14,6 @@ use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What every guest is booted with. `banger-emu` alone adds what its clock and reset need.
 ///
@@ -38,13 +37,9 @@ pub fn pull(
     cancel: &Cancel,
     reporter: &Reporter,
 ) -> Result<KernelRecord, KernelError> {
-    match store.show(entry.name.as_str()) {
-        Ok(record) => {
-            reporter.finished(format!("{} is here already", record.name));
-            return Ok(record);
-        }
-        Err(KernelError::NotFound { .. }) => {}
-        Err(error) => return Err(error),
+    if let Some(record) = store.find(entry.name.as_str())? {
+        reporter.finished(format!("{} is here already", record.name));
+        return Ok(record);
     }
     let KernelSource::Debian(debian) = &entry.source;
     let recipe = Recipe {
@@ -52,6 +47,7 @@ pub fn pull(
         variant: Variant::Extract,
         packages: vec![debian.package.clone()],
         dpkg_options: Vec::new(),
+        scripts: Vec::new(),
         mirror: mirror.map(str::to_owned),
     };
     let staging = Staging::create(store.directory(), entry.name.as_str())?;
@@ -63,7 +59,7 @@ pub fn pull(
         format!("debian:{}/{}", debian.suite, debian.package),
         reporter,
     )?;
-    staging.publish(entry.name.as_str())?;
+    store.publish(staging, &record)?;
     reporter.finished(format!("{} {}", record.name, record.version));
     Ok(record)
 }
@@ -129,7 +125,7 @@ fn assemble(
     reporter.step("writing the module drive");
     let built = build(&tree, &directory.join(MODULES_EXT4), Label("banger-modules"))?;
 
-    let record = KernelRecord {
+    Ok(KernelRecord {
         name,
         version,
         digest,
@@ -137,11 +133,7 @@ fn assemble(
         created_at_ms: now_ms(),
         modules_uuid: built.uuid,
         command_line: COMMAND_LINE.to_owned(),
-    };
-    let path = directory.join(MANIFEST);
-    let json = serde_json::to_vec_pretty(&record).expect("strings and numbers always serialise");
-    fs::write(&path, json).map_err(|source| KernelError::io("write", &path, source))?;
-    Ok(record)
+    })
 }
 
 /// Reads every module and adds what depmod would have written.
@@ -178,11 +170,6 @@ fn write_initramfs(tree: &Tree, modules: &Modules, path: &Path) -> Result<(), Ke
     let mut out = BufWriter::new(File::create(path).map_err(failed)?);
     initramfs::write_modules(&mut out, &early).map_err(failed)?;
     out.flush().map_err(failed)
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -1,0 +1,42 @@
+//! What can go wrong with images.
+
+use crate::artifacts::{DebianError, ShelfError, StagingError};
+use crate::catalog::CatalogError;
+use crate::ext4::Ext4Error;
+use messages::{ErrorKind, WireError};
+use std::io;
+use std::path::PathBuf;
+
+/// Why an image could not be pulled, found, used or deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error("failed to build the image's system")]
+    Debian(#[from] DebianError),
+    #[error("failed to build the image's file system")]
+    Ext4(#[from] Ext4Error),
+    #[error(transparent)]
+    Staging(#[from] StagingError),
+    #[error(transparent)]
+    Shelf(#[from] ShelfError),
+    #[error("failed to read back `{}`", path.display())]
+    ReadBack {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl From<&ImageError> for WireError {
+    fn from(error: &ImageError) -> Self {
+        match error {
+            ImageError::Catalog(cause) => Self::from(cause),
+            ImageError::Shelf(cause) => Self::from(cause),
+            ImageError::Debian(cause) => Self::from(cause).context(error.to_string()),
+            ImageError::Ext4(cause) => Self::from(cause).context(error.to_string()),
+            ImageError::Staging(cause) => Self::from(cause),
+            ImageError::ReadBack { .. } => Self::from_error(ErrorKind::Host, error),
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Builds a Debian system and makes an image of it.
+
+use super::identity;
+use super::store::ROOTFS;
+use super::{ImageError, ImageRecord, ImageStore};
+use crate::artifacts::debian::{Recipe, Variant};
+use crate::artifacts::{Cancel, Reporter, Staging, now_ms};
+use crate::catalog::{DebianImage, ImageEntry, ImageSource};
+use crate::ext4::tarball::read_tar;
+use crate::ext4::{Label, Tree, build};
+use messages::ids::ImageName;
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+/// How often, in bytes, the growing image is told of.
+const REPORT_EVERY: u64 = 8 << 20;
+
+/// Pulls `entry` as `name`, unless an image of that name is here already. Blocks; `cancel` ends it.
+///
+/// # Errors
+/// When the system cannot be built or no image be made of it; nothing is left behind then.
+pub fn pull(
+    store: &ImageStore,
+    entry: &ImageEntry,
+    name: &ImageName,
+    mirror: Option<&str>,
+    cancel: &Cancel,
+    reporter: &Reporter,
+) -> Result<ImageRecord, ImageError> {
+    if let Some(record) = store.find(name.as_str())? {
+        reporter.finished(format!("{} is here already", record.name));
+        return Ok(record);
+    }
+    let ImageSource::Debian(debian) = &entry.source;
+    let staging = Staging::create(store.directory(), name.as_str())?;
+    let tree = recipe(debian, mirror).run(cancel, reporter, |tar| -> Result<Tree, ImageError> {
+        let mut tree = Tree::create(staging.path())?;
+        read_tar(&mut tree, Counted { inner: tar, reporter, read: 0, told: 0 }, identity::judge)?;
+        Ok(tree)
+    })?;
+    let path = staging.path().join(ROOTFS);
+    reporter.amount("writing the file system", 0, Some(tree.content_bytes()));
+    let built = build(&tree, &path, Label("banger-root"))?;
+    // The spool is as large as the image: gone before anything else takes space.
+    drop(tree);
+    if cancel.is_cancelled() {
+        return Err(crate::artifacts::DebianError::Cancelled.into());
+    }
+    reporter.step("reckoning its digest");
+    let digest = digest(&path).map_err(|source| ImageError::ReadBack { path: path.clone(), source })?;
+    let record = ImageRecord {
+        name: name.clone(),
+        digest,
+        size_bytes: built.size_bytes,
+        uuid: built.uuid,
+        kernel: entry.kernel.clone(),
+        source: format!("debian:{}", debian.suite),
+        created_at_ms: now_ms(),
+        config: debian.config(),
+    };
+    reporter.step("writing it to disk");
+    store.publish(staging, &record)?;
+    reporter.finished(format!("{} {} MiB", record.name, record.size_bytes >> 20));
+    Ok(record)
+}
+
+fn recipe(debian: &DebianImage, mirror: Option<&str>) -> Recipe {
+    let excluded = debian.exclude.iter().map(|pattern| format!("path-exclude={pattern}"));
+    let included = debian.include.iter().map(|pattern| format!("path-include={pattern}"));
+    Recipe {
+        suite: debian.suite.clone(),
+        variant: Variant::Minimal,
+        packages: debian.packages.clone(),
+        // dpkg takes the last pattern that fits.
+        dpkg_options: excluded.chain(included).collect(),
+        scripts: debian.scripts.clone(),
+        mirror: mirror.map(str::to_owned),
+    }
+}
+
+/// `sha256:…` of a file.
+fn digest(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(format!("sha256:{}", hex::encode(hash.finalize()))),
+            count => hash.update(&buffer[..count]),
+        }
+    }
+}
+
+/// Reports how much has been read.
+struct Counted<'a> {
+    inner: &'a mut dyn Read,
+    reporter: &'a Reporter,
+    read: u64,
+    told: u64,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.read += count as u64;
+        if self.read - self.told >= REPORT_EVERY {
+            self.told = self.read;
+            self.reporter.amount("packing the system", self.read, None);
+        }
+        Ok(count)
+    }
+}

@@ -1,0 +1,70 @@
+//! The images of this host: one directory each, with `rootfs.ext4` and `manifest.json`.
+
+use crate::artifacts::shelf::{Record, Shelf, ShelfError};
+use messages::ids::{ImageName, KernelName};
+use messages::image::{ImageConfig, ImageView};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use uuid::Uuid;
+
+pub(super) const ROOTFS: &str = "rootfs.ext4";
+
+/// What is kept of an image, as `manifest.json` has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    pub name: ImageName,
+    /// `sha256:…` of `rootfs.ext4`.
+    pub digest: String,
+    /// Length of `rootfs.ext4`.
+    pub size_bytes: u64,
+    /// Of the file system in `rootfs.ext4`.
+    pub uuid: Uuid,
+    /// The kernel that it is booted with.
+    pub kernel: KernelName,
+    /// What it was pulled from.
+    pub source: String,
+    /// Milliseconds since the Unix epoch.
+    pub created_at_ms: u64,
+    pub config: ImageConfig,
+}
+
+impl Record for ImageRecord {
+    const WHAT: &'static str = "image";
+
+    fn name(&self) -> &str {
+        self.name.as_str()
+    }
+
+    fn is_name(text: &str) -> bool {
+        text.parse::<ImageName>().is_ok()
+    }
+}
+
+/// The images below one directory.
+pub type ImageStore = Shelf<ImageRecord>;
+
+impl ImageStore {
+    /// The image's file: attach it read-only.
+    #[must_use]
+    pub fn rootfs(&self, name: &ImageName) -> PathBuf {
+        self.path(name.as_str()).join(ROOTFS)
+    }
+
+    /// As it is told to a client.
+    ///
+    /// # Errors
+    /// When its directory cannot be read.
+    pub fn view(&self, record: &ImageRecord, used_by: Vec<String>) -> Result<ImageView, ShelfError> {
+        Ok(ImageView {
+            name: record.name.clone(),
+            digest: record.digest.clone(),
+            size_bytes: record.size_bytes,
+            disk_bytes: self.disk_bytes(record.name.as_str())?,
+            kernel: record.kernel.clone(),
+            source: record.source.clone(),
+            created_at_ms: record.created_at_ms,
+            used_by,
+            config: record.config.clone(),
+        })
+    }
+}
