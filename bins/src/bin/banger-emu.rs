@@ -1,2 +1,5 @@
-//! skeleton
-fn main() {}
+//! `banger-emu`: see `bins::emu`.
+
+fn main() -> std::process::ExitCode {
+    bins::emu::run::main()
+}

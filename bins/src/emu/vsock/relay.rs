@@ -1,0 +1,65 @@
+//! Copies between a client's socket and a stream of the link, both ways, until both have ended or either is gone.
+
+use link::mux::MuxStream;
+use std::io;
+use std::os::fd::AsFd as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Interest};
+use tokio::net::UnixStream;
+
+/// Large enough that a bulk copy is not all wake-ups. The memory is only touched as far as it is used.
+const BUFFER: usize = 128 << 10;
+
+/// Carries bytes until both directions have ended. A client that hangs up altogether ends the stream as well, or a silent
+/// guest could keep it for ever.
+pub(super) async fn relay(client: UnixStream, guest: MuxStream) {
+    let (client_reader, mut client_writer) = client.into_split();
+    let (mut guest_reader, mut guest_writer) = tokio::io::split(guest);
+    let mut client_reader = client_reader;
+    let outward = async {
+        copy(&mut client_reader, &mut guest_writer).await?;
+        guest_writer.shutdown().await?;
+        // A half-closed client still listens.
+        hung_up(client_reader.as_ref()).await
+    };
+    let inward = async {
+        copy(&mut guest_reader, &mut client_writer).await?;
+        client_writer.shutdown().await
+    };
+    tokio::pin!(outward, inward);
+    let result = tokio::select! {
+        result = &mut inward => match result {
+            // The guest has said all; the client may go on until it has as well, or is gone.
+            Ok(()) => outward.await,
+            Err(error) => Err(error),
+        },
+        result = &mut outward => result,
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "a vsock stream broke");
+    }
+}
+
+async fn copy<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(reader: &mut R, writer: &mut W) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let read = reader.read(&mut buffer).await?;
+        if read == 0 {
+            return Ok(());
+        }
+        writer.write_all(&buffer[..read]).await?;
+        writer.flush().await?;
+    }
+}
+
+/// Waits until nothing can be sent to the client any more.
+async fn hung_up(client: &UnixStream) -> io::Result<()> {
+    // A registration of its own: this one forgets that the socket is writable, which the writer must not.
+    let probe = UnixStream::from_std(client.as_fd().try_clone_to_owned()?.into())?;
+    loop {
+        if probe.ready(Interest::WRITABLE).await?.is_write_closed() {
+            return Ok(());
+        }
+        let forgotten = probe.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+        debug_assert!(forgotten.is_err(), "the closure always refuses");
+    }
+}
