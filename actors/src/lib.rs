@@ -13,5 +13,6 @@ pub mod registry;
 pub mod server;
 pub mod store;
 pub mod supervise;
+pub mod tree;
 pub mod vm;
 pub mod vmm;

@@ -4,9 +4,7 @@ use super::sources::{ArtifactSource, TapSource};
 use crate::agent_link::{self, AgentLink};
 use crate::ext4::disk;
 use crate::paths::Paths;
-use crate::vm::ports::{
-    Adopted, Artifacts, LaunchPlan, Link, LinkEvent, Ports, TapGrant, Vmm as VmmHandle, VmmExit,
-};
+use crate::vm::ports::{Adopted, Artifacts, LaunchPlan, Link, LinkEvent, Ports, TapGrant, Vmm as VmmHandle, VmmExit};
 use crate::vmm::{self, Driver, Exit, Process, Tap, VmFiles, VmmConfig};
 use futures::future::BoxFuture;
 use messages::error::{ErrorKind, WireError};
@@ -48,7 +46,9 @@ async fn blocking<T: Send + 'static>(
     what: &'static str,
     work: impl FnOnce() -> Result<T, WireError> + Send + 'static,
 ) -> Result<T, WireError> {
-    spawn_blocking(work).await.unwrap_or_else(|error| Err(WireError::from_error(ErrorKind::Internal, &error).context(what)))
+    spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(WireError::from_error(ErrorKind::Internal, &error).context(what)))
 }
 
 impl HostPorts {
@@ -152,7 +152,11 @@ impl Ports for HostPorts {
         })
     }
 
-    fn listen(&self, vm: VmId, events: mpsc::Sender<LinkEvent>) -> BoxFuture<'static, Result<Arc<dyn Link>, WireError>> {
+    fn listen(
+        &self,
+        vm: VmId,
+        events: mpsc::Sender<LinkEvent>,
+    ) -> BoxFuture<'static, Result<Arc<dyn Link>, WireError>> {
         let files = self.files(vm);
         Box::pin(async move {
             let (link, mut heard) = AgentLink::listen(&files?.agent_socket())

@@ -90,9 +90,11 @@ impl Process {
     pub async fn wait(&self) -> Exit {
         let mut end = self.end.clone();
         // The sender goes away without a word only with its runtime, and then so does this future.
-        match end.wait_for(Option::is_some).await {
-            Ok(exit) => exit.unwrap_or(Exit::Unknown),
-            Err(_) => std::future::pending().await,
+        // A statement of its own: its guard must be gone before the next await, or the future is not `Send`.
+        let exit = end.wait_for(Option::is_some).await.map(|exit| exit.unwrap_or(Exit::Unknown)).ok();
+        match exit {
+            Some(exit) => exit,
+            None => std::future::pending().await,
         }
     }
 

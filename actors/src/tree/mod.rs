@@ -1,0 +1,137 @@
+//! Who starts whom. The only place that knows every actor; the order of starting is the order of the lines here, and the
+//! order of stopping is the reverse.
+
+mod library;
+mod ports;
+mod sources;
+mod sweep;
+
+pub use sources::{ArtifactSource, NoTaps, TapSource};
+
+use crate::catalog::Catalog;
+use crate::config::Config;
+use crate::host::HostFacts;
+use crate::images::ImageStore;
+use crate::kernels::KernelStore;
+use crate::paths::Paths;
+use crate::registry::{Registry, RegistryContext};
+use crate::server::{DaemonFacts, ServerContext};
+use crate::store::{Store, StoreError};
+use crate::vm::VmContext;
+use crate::vmm::choose::{Candidates, ChooseError, VmmChoice, VmmKind, choose};
+use actix::Supervisor;
+use futures::future::BoxFuture;
+use library::StoreLibrary;
+use messages::error::{ErrorKind, WireError};
+use ports::HostPorts;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+/// Says why the tree could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum TreeError {
+    #[error("failed to open the store")]
+    Store(#[from] StoreError),
+    #[error("no VMM can be used")]
+    Vmm(#[from] ChooseError),
+    #[error("the program `{0}` is not beside bangerd")]
+    Program(&'static str),
+    #[error("failed to look at this host")]
+    Host(#[source] std::io::Error),
+    #[error("failed to make `{}`", path.display())]
+    Directory {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl From<&TreeError> for WireError {
+    fn from(error: &TreeError) -> Self {
+        let wire = Self::from_error(ErrorKind::Host, error);
+        match error {
+            TreeError::Program(_) => wire.hint("install it next to `bangerd`, or name its directory in BANGER_LIBEXEC"),
+            TreeError::Vmm(_) => wire.hint("`banger doctor` tells what is missing"),
+            TreeError::Store(_) | TreeError::Host(_) | TreeError::Directory { .. } => wire,
+        }
+    }
+}
+
+/// What the daemon says of its VMM and helper.
+#[derive(Debug)]
+struct Facts {
+    vmm: VmmChoice,
+}
+
+impl DaemonFacts for Facts {
+    fn vmm(&self) -> String {
+        let kind = match self.vmm.kind {
+            VmmKind::Firecracker => "firecracker",
+            VmmKind::Emulated => "emulated",
+        };
+        format!("{kind}: {}", self.vmm.why)
+    }
+
+    fn helper(&self) -> BoxFuture<'static, Result<String, String>> {
+        Box::pin(std::future::ready(Err("this daemon has no taps".to_owned())))
+    }
+}
+
+/// Starts every actor, reconciles what an earlier daemon left, and gives what the server needs. Runs on the actors' thread.
+///
+/// # Errors
+/// [`TreeError`].
+pub async fn start(
+    paths: Arc<Paths>,
+    config: Arc<Config>,
+    runtime: Handle,
+    shutdown: CancellationToken,
+) -> Result<ServerContext, TreeError> {
+    let host = HostFacts::probe().map_err(TreeError::Host)?;
+    for dir in [paths.vms_dir(), paths.cache_dir.clone()] {
+        std::fs::create_dir_all(&dir).map_err(|source| TreeError::Directory { path: dir.clone(), source })?;
+    }
+    let agent = paths.helper_program("banger-agent").ok_or(TreeError::Program("banger-agent"))?;
+    let emulator = paths.helper_program("banger-emu").ok_or(TreeError::Program("banger-emu"))?;
+    let candidates = Candidates {
+        setting: config.vmm,
+        firecracker_bin: config.firecracker_bin.clone(),
+        emulator,
+        cache_dir: paths.cache_dir.clone(),
+    };
+    let vmm = choose(candidates).await?;
+    tracing::info!(binary = %vmm.binary.display(), why = vmm.why, "VMM");
+
+    let store = Store::open(&paths.database())?;
+    let records = store.all().await?;
+    let known: Vec<_> = records.iter().map(|record| record.id).collect();
+    sweep::vm_dirs(&paths, &known).await;
+
+    let (images, kernels) = (ImageStore::new(paths.images_dir()), KernelStore::new(paths.kernels_dir()));
+    let library = StoreLibrary::new(images, kernels, Catalog::built_in(), config.debian_mirror.clone(), agent);
+    let ports = Arc::new(HostPorts {
+        paths: Arc::clone(&paths),
+        vmm: vmm.binary.clone(),
+        artifacts: Arc::new(library.clone()),
+        taps: Arc::new(NoTaps),
+    });
+    let vm = VmContext { ports: ports.clone(), store: store.clone(), runtime, authorized_keys: Arc::default() };
+    let context = RegistryContext { vm, host };
+    let registry = Supervisor::start(move |_| Registry::new(context, records));
+
+    Ok(ServerContext {
+        registry,
+        library: Arc::new(library),
+        ports,
+        facts: Arc::new(Facts { vmm }),
+        store,
+        config,
+        paths,
+        host,
+        started: Instant::now(),
+        shutdown,
+    })
+}

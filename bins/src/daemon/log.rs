@@ -1,0 +1,107 @@
+//! The daemon's log: a file in the state directory that never grows past a bound.
+
+use super::host_error;
+use messages::error::{ErrorKind, WireError};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// When the log has so many bytes it becomes `<log>.1`, in place of the one before.
+const LOG_MAX: u64 = 8 << 20;
+
+/// A log file that is turned over when it is full.
+#[derive(Clone, Debug)]
+pub(super) struct BoundedLog(Arc<Mutex<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    file: File,
+    length: u64,
+    limit: u64,
+}
+
+impl BoundedLog {
+    fn open(path: &Path, limit: u64) -> io::Result<Self> {
+        let file = append(path)?;
+        let length = file.metadata()?.len();
+        Ok(Self(Arc::new(Mutex::new(Inner { path: path.to_path_buf(), file, length, limit }))))
+    }
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+}
+
+impl Inner {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let more = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        if self.length.saturating_add(more) > self.limit {
+            std::fs::rename(&self.path, self.path.with_extension("log.1"))?;
+            self.file = append(&self.path)?;
+            self.length = 0;
+        }
+        self.file.write_all(bytes)?;
+        self.length += more;
+        Ok(())
+    }
+}
+
+impl Write for BoundedLog {
+    /// One event is one write, so that lines of several threads do not mix.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for BoundedLog {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+/// Sends tracing to the log.
+pub(super) fn start(path: &Path, level: &str) -> Result<(), WireError> {
+    let log = BoundedLog::open(path, LOG_MAX)
+        .map_err(|error| host_error(format!("the log `{}` cannot be written", path.display()), &error))?;
+    let filter = EnvFilter::try_new(level)
+        .map_err(|error| WireError::from_error(ErrorKind::Usage, &error).context(format!("log_level `{level}`")))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(log)
+        .try_init()
+        .map_err(|error| WireError::new(ErrorKind::Internal, format!("the log cannot be started: {error}")))?;
+    // A panic is caught and its actor restarted: the log is where it can be read about.
+    std::panic::set_hook(Box::new(|panic| tracing::error!(panic = %panic, "panic")));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_is_turned_over_and_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.log");
+        let mut log = BoundedLog::open(&path, 100).unwrap();
+        for _ in 0..50 {
+            log.write_all(b"0123456789\n").unwrap();
+        }
+        let size = |path: &Path| std::fs::metadata(path).unwrap().len();
+        assert!(size(&path) <= 100 && size(&dir.path().join("d.log.1")) <= 100);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+}

@@ -1,0 +1,90 @@
+//! Builds the daemon, serves until told to end, and drains. VMs live on.
+
+use super::args::Args;
+use super::{host_error, lock, log, owner};
+use actors::config::Config;
+use actors::server::{Listener, SHUTDOWN_GRACE};
+use actors::tree;
+use messages::error::{ErrorKind, WireError};
+use messages::frame::build_id;
+use nix::sys::stat::{Mode, umask};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Threads of the worker pool. The work is waiting for sockets; two suffice for hundreds of VMs, and each has its own memory.
+const WORKERS: usize = 2;
+/// Threads for calls that block. Disks are made and files removed there.
+const BLOCKING_THREADS: usize = 16;
+/// Idle ones end after this: their stacks are most of an idle daemon.
+const BLOCKING_KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+fn runtime() -> Runtime {
+    Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_keep_alive(BLOCKING_KEEP_ALIVE)
+        .thread_stack_size(1 << 20)
+        .enable_all()
+        .build()
+        .expect("epoll, eventfd and threads are there: the same calls made this process's first ones")
+}
+
+/// The whole life of the daemon.
+pub(super) fn run(args: &Args) -> Result<(), WireError> {
+    // Nothing that this daemon makes is for anybody else.
+    umask(Mode::from_bits_truncate(0o077));
+    let mut paths = owner::become_owner(args.owner.as_deref())?;
+    if let Some(state_dir) = &args.state_dir {
+        let absolute = std::path::absolute(state_dir)
+            .map_err(|error| host_error(format!("`{}` is no path", state_dir.display()), &error))?;
+        paths = paths.with_state_dir(absolute);
+    }
+    paths.check_sockets().map_err(|error| WireError::from_error(ErrorKind::Usage, &error))?;
+    let config =
+        Config::load(&paths.config_file).map_err(|error| WireError::from_error(ErrorKind::Usage, &error))?.config;
+    let lock = lock::take(&paths)?;
+    log::start(&paths.log(), &config.log_level)?;
+    tracing::info!(version = build_id(), pid = std::process::id(), state_dir = %paths.state_dir.display(), "starting");
+
+    let paths = Arc::new(paths);
+    let system = actix::System::with_tokio_rt(runtime);
+    let result = system.block_on(serve(Arc::clone(&paths), Arc::new(config)));
+    match &result {
+        Ok(()) => tracing::info!("ended; VMs run on"),
+        Err(error) => tracing::error!(error = %error, "ended"),
+    }
+    // Held to the very end, past the last write.
+    drop(lock);
+    result
+}
+
+async fn serve(paths: Arc<actors::paths::Paths>, config: Arc<Config>) -> Result<(), WireError> {
+    let shutdown = CancellationToken::new();
+    let runtime = tokio::runtime::Handle::current();
+    let context = tree::start(Arc::clone(&paths), config, runtime.clone(), shutdown.clone())
+        .await
+        .map_err(|error| WireError::from(&error))?;
+    let listener = Listener::bind(&paths.socket()).map_err(|error| WireError::from_error(ErrorKind::Host, &error))?;
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signals = signal(kind).map_err(|error| host_error("signals cannot be received".to_owned(), &error))?;
+        let shutdown = shutdown.clone();
+        runtime.spawn(async move {
+            if signals.recv().await.is_some() {
+                tracing::info!("a signal says to end");
+                shutdown.cancel();
+            }
+        });
+    }
+    tracing::info!(socket = %paths.socket().display(), "listening");
+    let served = runtime.spawn(listener.serve(Arc::new(context)));
+    shutdown.cancelled().await;
+    // The listener has its own grace period; this is for one that hangs.
+    match tokio::time::timeout(SHUTDOWN_GRACE * 2, served).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(WireError::from_error(ErrorKind::Internal, &error)),
+        Err(_) => Err(WireError::new(ErrorKind::Timeout, "the server did not end in time")),
+    }
+}
