@@ -1,0 +1,256 @@
+//! Commands in a guest: exit status, streams, stdin, signals, a guest that misbehaves, and the end of `--rm`.
+
+use crate::fixtures::{daemon, exec};
+use integration::fakes::FakeAgent;
+use integration::fakes::agent::Heard;
+use integration::{TestEnvironment, until};
+use messages::error::{ErrorKind, WireError};
+use messages::guest::{ExitStatus, OutputFrame};
+use messages::limits::STREAM_CHUNK_MAX;
+use messages::request::RequestBody;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::io::Read;
+use std::process::Child;
+
+fn signal(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
+}
+
+#[test]
+fn the_exit_status_is_the_commands() {
+    for (status, code) in
+        [(ExitStatus::Code(0), 0), (ExitStatus::Code(7), 7), (ExitStatus::Signal(9), 137), (ExitStatus::Unknown, 255)]
+    {
+        let environment = TestEnvironment::new();
+        let _daemon = daemon(&environment, |mut agent| {
+            agent.started();
+            // The environment's own argument decides, so that one fake serves every case.
+            agent.say(&OutputFrame::Stdout(b""));
+            agent.read_stdin(|agent, bytes| {
+                let status = match bytes {
+                    b"0" => ExitStatus::Code(0),
+                    b"7" => ExitStatus::Code(7),
+                    b"137" => ExitStatus::Signal(9),
+                    _ => ExitStatus::Unknown,
+                };
+                agent.say(&OutputFrame::Exited(status));
+            });
+        });
+        let output = environment.banger_with_stdin(&["vm", "exec", "x", "--", "true"], code.to_string().as_bytes());
+        assert_eq!(output.code, code, "{status:?}: {output:?}");
+    }
+}
+
+#[test]
+fn stdout_and_stderr_are_apart_and_whole() {
+    let output = exec(|mut agent| {
+        agent.started();
+        for line in 0..1000 {
+            agent.say(&OutputFrame::Stdout(format!("out {line}\n").as_bytes()));
+            agent.say(&OutputFrame::Stderr(format!("err {line}\n").as_bytes()));
+        }
+        agent.say(&OutputFrame::Stdout(&vec![b'x'; STREAM_CHUNK_MAX]));
+        agent.exit(0);
+    });
+    assert_eq!(output.code, 0);
+    assert_eq!(output.stdout.lines().count(), 1001);
+    assert!(output.stdout.starts_with("out 0\nout 1\n") && output.stdout.ends_with(&"x".repeat(STREAM_CHUNK_MAX)));
+    assert_eq!(output.stderr.lines().count(), 1000);
+    assert!(output.stderr.ends_with("err 999\n"));
+}
+
+#[test]
+fn stdin_round_trips_under_credit() {
+    let environment = TestEnvironment::new();
+    let _daemon = daemon(&environment, |mut agent| {
+        agent.started();
+        agent.read_stdin(|agent, bytes| agent.say(&OutputFrame::Stdout(bytes)));
+        agent.exit(0);
+    });
+    let sent: Vec<u8> = (0..20_000_000_u32).map(|n| b'a' + u8::try_from(n % 23).unwrap()).collect();
+    let output = environment.banger_with_stdin(&["vm", "exec", "x", "--", "cat"], &sent);
+    assert_eq!(output.code, 0);
+    assert!(output.stdout.as_bytes() == sent, "{} bytes of {} came back", output.stdout.len(), sent.len());
+}
+
+#[test]
+fn a_command_that_closes_its_stdin_is_not_waited_for() {
+    let environment = TestEnvironment::new();
+    let _daemon = daemon(&environment, |mut agent| {
+        agent.started();
+        agent.say(&OutputFrame::StdinClosed);
+        agent.exit(3);
+    });
+    let output = environment.banger_with_stdin(&["vm", "exec", "x", "--", "head"], &vec![0; 8 << 20]);
+    assert_eq!(output.code, 3, "{output:?}");
+}
+
+#[test]
+fn without_credit_nothing_is_sent() {
+    let environment = TestEnvironment::new();
+    let _daemon = daemon(&environment, |mut agent| {
+        agent.say(&OutputFrame::Started { pid: 1 });
+        agent.say(&OutputFrame::StdinCredit(10));
+        let mut heard = Vec::new();
+        while heard.len() < 10 {
+            match agent.hear() {
+                Heard::Stdin(bytes) => heard.extend(bytes),
+                other => panic!("{other:?}"),
+            }
+        }
+        agent.say(&OutputFrame::Stdout(&heard));
+        // The next frame can only be the answer to this grant.
+        agent.say(&OutputFrame::StdinCredit(5));
+        let next = agent.hear();
+        agent.say(&OutputFrame::Stdout(format!("{next:?}").as_bytes()));
+        agent.exit(0);
+    });
+    let output = environment.banger_with_stdin(&["vm", "exec", "x", "--", "cat"], b"0123456789abcdefghij");
+    assert_eq!(output.success(), format!("0123456789{:?}", Heard::Stdin(b"abcde".to_vec())));
+}
+
+#[test]
+fn a_command_that_cannot_be_run_is_an_error_of_the_guests_words() {
+    let stderr = exec(|mut agent| {
+        let error =
+            WireError::new(ErrorKind::NotFound, "no such program `frobnicate`").hint("`apt install frobnicate`");
+        agent.say(&OutputFrame::Failed(error));
+    })
+    .failure(201);
+    assert_eq!(stderr, "error: no such program `frobnicate`\nhint: `apt install frobnicate`\n");
+}
+
+#[test]
+fn a_lost_guest_is_said_with_what_the_daemon_knows() {
+    let stderr = exec(|mut agent| agent.started()).failure(211);
+    assert_eq!(
+        stderr,
+        "error: lost the connection to VM brave-otter while the command ran: the guest closed the connection: the VM is failed\n\
+         hint: `banger vm show brave-otter` and `banger vm logs brave-otter` may say why\n"
+    );
+}
+
+#[test]
+fn a_guest_that_breaks_the_protocol_is_cut_off() {
+    let environment = TestEnvironment::new();
+    let _daemon = daemon(&environment, |mut agent| {
+        agent.started();
+        // A frame of a size that no guest may send: the fake's own limit is the client's, so the bytes are spelled out.
+        agent.say_bytes(&[0xff; 16]);
+        until("the client leaves", || (agent.hear() == Heard::End).then_some(()));
+    });
+    let output = environment.banger(["vm", "exec", "x", "--", "true"]);
+    assert_eq!(output.code, 211);
+    assert!(output.stderr.contains("over the limit"), "{output:?}");
+}
+
+#[test]
+fn a_reader_that_leaves_ends_it_like_any_filter() {
+    let environment = TestEnvironment::new();
+    let _daemon = daemon(&environment, |mut agent| {
+        agent.started();
+        while agent.try_say(&OutputFrame::Stdout(b"y\ny\ny\ny\n")).is_ok() {}
+    });
+    let mut child = environment.spawn(environment.command("banger").args(["vm", "exec", "x", "--", "yes"]));
+    let mut few = [0; 8];
+    child.stdout.take().unwrap().read_exact(&mut few).unwrap();
+    let output = environment.output(child.wait_with_output().unwrap());
+    assert_eq!((output.code, output.stderr.as_str()), (141, ""));
+}
+
+#[test]
+fn signals_go_to_the_command_and_its_status_comes_back() {
+    for number in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT, Signal::SIGHUP] {
+        let environment = TestEnvironment::new();
+        let _daemon = daemon(&environment, |mut agent| {
+            agent.started();
+            agent.say(&OutputFrame::Stdout(b"ready\n"));
+            loop {
+                if let Heard::Signal(number) = agent.hear() {
+                    agent.say(&OutputFrame::Exited(ExitStatus::Signal(number)));
+                    return;
+                }
+            }
+        });
+        let mut child = environment.spawn(environment.command("banger").args(["vm", "exec", "x", "--", "sleep"]));
+        let mut ready = [0; 6];
+        child.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+        signal(&child, number);
+        let output = environment.output(child.wait_with_output().unwrap());
+        assert_eq!(output.code, 128 + number as i32, "{output:?}");
+    }
+}
+
+#[test]
+fn a_second_interrupt_within_a_second_detaches() {
+    let environment = TestEnvironment::new();
+    let _daemon = daemon(&environment, |mut agent| {
+        agent.started();
+        agent.say(&OutputFrame::Stdout(b"ready\n"));
+        loop {
+            match agent.hear() {
+                Heard::Signal(2) => agent.say(&OutputFrame::Stdout(b"caught\n")),
+                Heard::Detach => {
+                    agent.say(&OutputFrame::Stdout(b"detached\n"));
+                    return;
+                }
+                Heard::End => panic!("the client left without a word"),
+                _ => {}
+            }
+        }
+    });
+    let mut child = environment.spawn(environment.command("banger").args(["vm", "run", "--rm", "--", "sleep"]));
+    let mut line = [0; 6];
+    child.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+    signal(&child, Signal::SIGINT);
+    let mut caught = [0; 7];
+    child.stdout.as_mut().unwrap().read_exact(&mut caught).unwrap();
+    assert_eq!(&caught, b"caught\n");
+    signal(&child, Signal::SIGINT);
+    let output = environment.output(child.wait_with_output().unwrap());
+    assert_eq!(output.code, 130);
+    assert!(output.stderr.contains("detached: the command runs on in VM brave-otter"), "{output:?}");
+}
+
+#[test]
+fn an_ephemeral_vm_is_gone_when_its_run_is_over() {
+    let environment = TestEnvironment::new();
+    let fake = daemon(&environment, |mut agent| {
+        agent.started();
+        agent.exit(4);
+    });
+    assert_eq!(environment.banger(["vm", "run", "--rm", "--", "true"]).failure(4), "");
+    let requests = fake.requests();
+    assert_eq!(requests.len(), 2, "{requests:?}");
+    assert!(matches!(&requests[1].body, RequestBody::DeleteVms { only_ephemeral: true, .. }));
+}
+
+#[test]
+fn a_kept_vm_is_not_touched_and_named() {
+    let environment = TestEnvironment::new();
+    let fake = daemon(&environment, |mut agent: FakeAgent| {
+        agent.started();
+        agent.exit(0);
+    });
+    let output = environment.banger(["vm", "run", "--", "true"]);
+    assert_eq!(fake.requests().len(), 1);
+    assert!(output.stderr.contains("VM brave-otter keeps running"), "{output:?}");
+    assert_eq!(output.success(), "");
+    assert_eq!(environment.banger(["-q", "vm", "run", "--", "true"]).stderr, "");
+}
+
+#[test]
+fn detached_commands_print_where_they_run() {
+    let environment = TestEnvironment::new();
+    let _daemon = daemon(&environment, |mut agent| {
+        agent.started();
+        until("the client detaches", || (agent.hear() == Heard::Detach).then_some(()));
+    });
+    assert_eq!(environment.banger(["vm", "run", "--detach", "--", "serve"]).success(), "brave-otter\n");
+    let value = environment.banger(["--json", "vm", "exec", "--detach", "x", "--", "serve"]).json();
+    assert_eq!(
+        value,
+        serde_json::json!({ "id": "1a02030405060708", "name": "brave-otter", "operation": "0909090909090909", "pid": 42 })
+    );
+}

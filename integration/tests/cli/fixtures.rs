@@ -1,0 +1,75 @@
+//! Values that many tests need.
+
+use integration::fakes::{FakeAgent, FakeDaemon, Step};
+use integration::{CommandOutput, TestEnvironment};
+use messages::ids::{OperationId, VmId};
+use messages::reply::{Reply, VmChange, VmOutcome};
+use messages::request::RequestBody;
+use messages::vm::{Lifetime, NetworkMode, Provenance, Readiness, RestartPolicy, VmSize, VmState, VmView};
+
+pub(crate) const VM: VmId = VmId([0x1a, 2, 3, 4, 5, 6, 7, 8]);
+
+pub(crate) fn size() -> VmSize {
+    VmSize {
+        vcpus: 2,
+        memory_mib: 1024,
+        disk_bytes: 8 << 30,
+        vcpus_from: Provenance::Flag,
+        memory_from: Provenance::Host,
+        disk_from: Provenance::BuiltIn,
+    }
+}
+
+pub(crate) fn view(name: &str, state: VmState) -> VmView {
+    VmView {
+        id: VM,
+        name: name.parse().unwrap(),
+        state,
+        readiness: (state == VmState::Running).then_some(Readiness::System),
+        image: "debian-bookworm".parse().unwrap(),
+        kernel: "debian-cloud-6.12".parse().unwrap(),
+        size: size(),
+        network: NetworkMode::Nat,
+        address: Some("172.16.0.2".parse().unwrap()),
+        labels: vec![("team".into(), "blue".into())],
+        restart: RestartPolicy::No,
+        lifetime: Lifetime::Kept,
+        created_at_ms: 0,
+        started_at_ms: None,
+        vmm_pid: None,
+        operations: 0,
+        last_error: None,
+        warning: None,
+    }
+}
+
+pub(crate) fn attached() -> Reply {
+    Reply::Attached { vm: VM, name: "brave-otter".parse().unwrap(), operation: OperationId([9; 8]), size: size() }
+}
+
+pub(crate) fn deleted() -> Reply {
+    let change = VmChange { id: VM, name: "brave-otter".parse().unwrap(), changed: true, how: None };
+    Reply::Outcomes(vec![VmOutcome { asked: VM.to_string(), result: Ok(change) }])
+}
+
+/// A daemon whose every command is played by `play`; it forgets ephemeral VMs when told to.
+pub(crate) fn daemon(
+    environment: &TestEnvironment,
+    play: impl Fn(FakeAgent) + Copy + Send + Sync + 'static,
+) -> FakeDaemon {
+    FakeDaemon::start(&environment.socket(), move |request| match &request.body {
+        RequestBody::RunVm { .. } | RequestBody::ExecVm { .. } => {
+            vec![Step::Hand(attached(), FakeAgent::play(play).0)]
+        }
+        RequestBody::DeleteVms { .. } => vec![Step::Reply(deleted())],
+        RequestBody::ShowVm { .. } => vec![Step::Reply(Reply::Vm(view("brave-otter", VmState::Failed)))],
+        other => panic!("not expected: {other:?}"),
+    })
+}
+
+/// `vm exec` of a command that `play` plays.
+pub(crate) fn exec(play: impl Fn(FakeAgent) + Copy + Send + Sync + 'static) -> CommandOutput {
+    let environment = TestEnvironment::new();
+    let _daemon = daemon(&environment, play);
+    environment.banger(["vm", "exec", "brave-otter", "--", "true"])
+}

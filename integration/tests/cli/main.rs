@@ -1,0 +1,11 @@
+//! `banger` against a fake daemon and a fake guest: flags, output, exit codes, streams, signals, terminals, other versions.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod attach;
+mod fixtures;
+mod help;
+mod requests;
+mod terminal;
+mod usage;
+mod versions;
