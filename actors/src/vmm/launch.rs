@@ -6,7 +6,7 @@
 //! ```
 
 use super::api::{
-    ApiError, BootSource, CacheType, Drive, Driver, EntropyDevice, MachineConfiguration, NetworkInterface,
+    ApiError, BootSource, CacheType, CallLimits, Drive, Driver, EntropyDevice, MachineConfiguration, NetworkInterface,
     SerialDevice, Vsock,
 };
 use super::files::VmFiles;
@@ -27,11 +27,25 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 /// The guest's address on its vsock. The number means something only within one VMM.
 pub const GUEST_CID: u32 = 3;
-/// How long a VMM may take from its start until it listens. A few milliseconds; this is for a host that swaps.
-const LISTEN_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a killed VMM may take to be gone: its memory is freed, its I/O ends.
+const KILL_TIMEOUT: Duration = Duration::from_secs(20);
 /// How much of the VMM's log goes into an error.
 const EXCERPT_LINES: usize = 5;
 const EXCERPT_BYTES: u64 = 4096;
+
+/// How long the steps of a start may take.
+#[derive(Clone, Copy, Debug)]
+pub struct LaunchLimits {
+    /// From the VMM's start until it listens. A few milliseconds; the default is for a host that swaps.
+    pub listen: Duration,
+    pub calls: CallLimits,
+}
+
+impl Default for LaunchLimits {
+    fn default() -> Self {
+        Self { listen: Duration::from_secs(20), calls: CallLimits::default() }
+    }
+}
 
 /// A tap to give to a guest.
 #[derive(Clone, Debug)]
@@ -108,8 +122,8 @@ pub enum Cause {
     Api(#[from] ApiError),
     #[error("the VMM ended with {0}")]
     Died(Exit),
-    #[error("the VMM did not listen on its socket within {} s", LISTEN_TIMEOUT.as_secs())]
-    NeverListened,
+    #[error("the VMM did not listen on its socket within {} ms", .0.as_millis())]
+    NeverListened(Duration),
     #[error("failed to connect to the VMM's socket")]
     Socket(#[source] io::Error),
     #[error("failed to put the last boot's console aside")]
@@ -122,7 +136,7 @@ impl LaunchError {
     pub fn to_wire(&self) -> WireError {
         let kind = match &self.cause {
             Cause::Process(_) | Cause::Socket(_) | Cause::Console(_) => ErrorKind::Host,
-            Cause::NeverListened | Cause::Api(ApiError::Timeout { .. }) => ErrorKind::Timeout,
+            Cause::NeverListened(_) | Cause::Api(ApiError::Timeout { .. }) => ErrorKind::Timeout,
             Cause::Api(_) | Cause::Died(_) => ErrorKind::Guest,
         };
         let mut wire = WireError::from_error(kind, self);
@@ -138,8 +152,16 @@ impl LaunchError {
 /// # Errors
 /// See [`LaunchError`].
 pub async fn launch(config: VmmConfig) -> Result<Running, LaunchError> {
+    launch_within(config, LaunchLimits::default()).await
+}
+
+/// [`launch`] with other limits.
+///
+/// # Errors
+/// See [`LaunchError`].
+pub async fn launch_within(config: VmmConfig, limits: LaunchLimits) -> Result<Running, LaunchError> {
     let files = config.files.clone();
-    let spawned = Spawned::new(config).await.map_err(|cause| failed(&files, Step::Spawn, cause))?;
+    let spawned = Spawned::new(config, limits).await.map_err(|cause| failed(&files, Step::Spawn, cause))?;
     let connected = spawned.connect().await?;
     let configured = connected.configure().await?;
     configured.start().await
@@ -165,7 +187,7 @@ impl Guard {
     /// Kills the VMM, waits until nothing of it is left, and says why.
     async fn fail(self, files: &VmFiles, step: Step, cause: Cause) -> LaunchError {
         let process = self.release();
-        if let Err(error) = process.kill_and_wait(LISTEN_TIMEOUT).await {
+        if let Err(error) = process.kill_and_wait(KILL_TIMEOUT).await {
             tracing::error!(vm = %files.vm(), pid = process.pid(), %error, "cannot end a VMM that failed to start");
         }
         // If it died by itself, that is the reason, and the broken connection only its sign.
@@ -193,13 +215,14 @@ impl Drop for Guard {
 #[derive(Debug)]
 struct Spawned {
     config: VmmConfig,
+    limits: LaunchLimits,
     guard: Guard,
     /// Says when something appears in the VM's directory. `None`: this host has no watches left.
     arrivals: Option<WatchedFd>,
 }
 
 impl Spawned {
-    async fn new(config: VmmConfig) -> Result<Self, Cause> {
+    async fn new(config: VmmConfig, limits: LaunchLimits) -> Result<Self, Cause> {
         let files = &config.files;
         // The VMM writes from the file's start: what the last boot wrote would show through.
         match std::fs::rename(files.console(), files.previous_console()) {
@@ -210,14 +233,14 @@ impl Spawned {
         let mut arguments: Vec<OsString> = vec!["--api-sock".into(), files.api_socket().into()];
         arguments.extend(["--id", &files.vm().to_string(), "--level", "Warning"].map(OsString::from));
         let process = process::spawn(files, &config.binary, arguments).await?;
-        Ok(Self { config, guard: Guard(Some(process)), arrivals })
+        Ok(Self { config, limits, guard: Guard(Some(process)), arrivals })
     }
 
     async fn connect(self) -> Result<Connected, LaunchError> {
         let files = self.config.files.clone();
         let socket = files.api_socket();
-        let driver = match reach(&socket, self.arrivals, self.guard.process()).await {
-            Ok(stream) => Driver::over(&socket, stream).await.map_err(Cause::Api),
+        let driver = match reach(&socket, self.arrivals, self.guard.process(), self.limits.listen).await {
+            Ok(stream) => Driver::over(&socket, stream, self.limits.calls).await.map_err(Cause::Api),
             Err(cause) => Err(cause),
         };
         match driver {
@@ -234,8 +257,13 @@ fn watch(dir: &Path) -> Option<WatchedFd> {
 }
 
 /// Connects as soon as the VMM listens: woken by the socket's appearance, then often, for `bind` comes before `listen`.
-async fn reach(socket: &Path, arrivals: Option<WatchedFd>, process: &Process) -> Result<UnixStream, Cause> {
-    let deadline = Instant::now() + LISTEN_TIMEOUT;
+async fn reach(
+    socket: &Path,
+    arrivals: Option<WatchedFd>,
+    process: &Process,
+    limit: Duration,
+) -> Result<UnixStream, Cause> {
+    let deadline = Instant::now() + limit;
     loop {
         let bound = match UnixStream::connect(socket).await {
             Ok(stream) => return Ok(stream),
@@ -251,7 +279,7 @@ async fn reach(socket: &Path, arrivals: Option<WatchedFd>, process: &Process) ->
         };
         tokio::select! {
             exit = process.wait() => return Err(Cause::Died(exit)),
-            outcome = timeout_at(deadline, sign) => outcome.map_err(|_| Cause::NeverListened)?,
+            outcome = timeout_at(deadline, sign) => outcome.map_err(|_| Cause::NeverListened(limit))?,
         }
     }
 }

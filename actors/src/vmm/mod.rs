@@ -4,13 +4,17 @@
 
 pub mod api;
 pub mod choose;
+#[cfg(test)]
+pub(crate) mod fake;
 pub mod files;
 pub mod launch;
 pub mod logs;
 pub mod process;
+#[cfg(test)]
+mod tests;
 
-pub use api::{ApiError, Driver};
+pub use api::{ApiError, CallLimits, Driver};
 pub use choose::{Candidates, ChooseError, VmmChoice, VmmKind, choose};
 pub use files::{PathTooLong, VmFiles, guest_dialled};
-pub use launch::{LaunchError, Running, Tap, VmmConfig, launch};
+pub use launch::{LaunchError, LaunchLimits, Running, Tap, VmmConfig, launch, launch_within};
 pub use process::{Exit, Process, ProcessError, adopt};

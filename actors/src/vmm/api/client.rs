@@ -20,14 +20,27 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-/// For calls that only record a setting or read one. They take microseconds; this is for a host that swaps.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// For `InstanceStart`: loads the kernel, opens every device, and has QEMU started under emulation.
-const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// For pause and resume, which wait for every vCPU.
-const STATE_TIMEOUT: Duration = Duration::from_secs(30);
-/// For writing or reading a guest's whole memory.
-const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long each kind of call may take.
+#[derive(Clone, Copy, Debug)]
+pub struct CallLimits {
+    /// Calls that only record a setting or read one.
+    pub setting: Duration,
+    /// `InstanceStart`: loads the kernel, opens every device, and has QEMU started under emulation.
+    pub start: Duration,
+    /// Pause and resume, which wait for every vCPU.
+    pub state: Duration,
+    /// Writing or reading a guest's whole memory.
+    pub snapshot: Duration,
+}
+
+impl Default for CallLimits {
+    /// Each is far over what a call takes, for hosts that swap: a setting takes microseconds, a start milliseconds.
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self { setting: seconds(10), start: seconds(30), state: seconds(30), snapshot: seconds(300) }
+    }
+}
+
 /// The longest answer that is read, in bytes. The longest real one, `/vm/config`, is a few KiB.
 const ANSWER_MAX: usize = 64 << 10;
 /// How much of an answer's head is held, in bytes.
@@ -60,6 +73,7 @@ pub struct Driver {
 #[derive(Debug)]
 struct Shared {
     socket: PathBuf,
+    limits: CallLimits,
     /// The connection that no call is using. A second call at the same time opens one of its own.
     idle: Mutex<Option<SendRequest<Full<Bytes>>>>,
 }
@@ -68,12 +82,18 @@ impl Driver {
     /// A driver for the VMM that listens at `socket`. Connects when it is first used.
     #[must_use]
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { shared: Arc::new(Shared { socket: socket.into(), idle: Mutex::new(None) }) }
+        Self::within(socket, CallLimits::default())
+    }
+
+    /// [`Driver::new`] with other limits.
+    #[must_use]
+    pub fn within(socket: impl Into<PathBuf>, limits: CallLimits) -> Self {
+        Self { shared: Arc::new(Shared { socket: socket.into(), limits, idle: Mutex::new(None) }) }
     }
 
     /// Uses a connection that is already there.
-    pub(crate) async fn over(socket: &Path, stream: UnixStream) -> Result<Self, ApiError> {
-        let driver = Self::new(socket);
+    pub(crate) async fn over(socket: &Path, stream: UnixStream, limits: CallLimits) -> Result<Self, ApiError> {
+        let driver = Self::within(socket, limits);
         let connection = handshake(stream, "the first connection").await?;
         driver.keep(connection);
         Ok(driver)
@@ -90,12 +110,23 @@ impl Driver {
         drop(self.take());
     }
 
+    /// Waits until the VMM has closed the kept connection.
+    #[cfg(test)]
+    pub(super) async fn kept_connection_closed(&self) {
+        if let Some(mut kept) = self.take() {
+            while kept.ready().await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+            self.keep(kept);
+        }
+    }
+
     /// Sends one setting.
     ///
     /// # Errors
     /// See [`ApiError`].
     pub async fn put<C: Call>(&self, body: &C) -> Result<(), ApiError> {
-        self.set(body, CALL_TIMEOUT).await
+        self.set(body, self.shared.limits.setting).await
     }
 
     /// Starts the guest.
@@ -103,7 +134,7 @@ impl Driver {
     /// # Errors
     /// See [`ApiError`].
     pub async fn start(&self) -> Result<(), ApiError> {
-        self.set(&InstanceActionInfo { action_type: ActionType::InstanceStart }, START_TIMEOUT).await
+        self.set(&InstanceActionInfo { action_type: ActionType::InstanceStart }, self.shared.limits.start).await
     }
 
     /// Presses the keys that ask a guest to go down.
@@ -127,7 +158,7 @@ impl Driver {
     /// # Errors
     /// See [`ApiError`].
     pub async fn pause(&self) -> Result<(), ApiError> {
-        self.set(&Vm { state: VmRunState::Paused }, STATE_TIMEOUT).await
+        self.set(&Vm { state: VmRunState::Paused }, self.shared.limits.state).await
     }
 
     /// Lets the vCPUs run on.
@@ -135,7 +166,7 @@ impl Driver {
     /// # Errors
     /// See [`ApiError`].
     pub async fn resume(&self) -> Result<(), ApiError> {
-        self.set(&Vm { state: VmRunState::Resumed }, STATE_TIMEOUT).await
+        self.set(&Vm { state: VmRunState::Resumed }, self.shared.limits.state).await
     }
 
     /// Writes a snapshot of a paused VM.
@@ -143,7 +174,7 @@ impl Driver {
     /// # Errors
     /// See [`ApiError`].
     pub async fn create_snapshot(&self, params: &SnapshotCreateParams) -> Result<(), ApiError> {
-        self.set(params, SNAPSHOT_TIMEOUT).await
+        self.set(params, self.shared.limits.snapshot).await
     }
 
     /// Loads a snapshot into a VMM that was told nothing else yet.
@@ -151,7 +182,7 @@ impl Driver {
     /// # Errors
     /// See [`ApiError`].
     pub async fn load_snapshot(&self, params: &SnapshotLoadParams) -> Result<(), ApiError> {
-        self.set(params, SNAPSHOT_TIMEOUT).await
+        self.set(params, self.shared.limits.snapshot).await
     }
 
     /// What the VMM says of itself.
@@ -189,7 +220,7 @@ impl Driver {
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
         let call = format!("GET {path}");
-        let (_, body) = self.exchange(&call, Method::GET, path, Bytes::new(), CALL_TIMEOUT).await?;
+        let (_, body) = self.exchange(&call, Method::GET, path, Bytes::new(), self.shared.limits.setting).await?;
         serde_json::from_slice(&body).map_err(|error| nonsense(&call, error.to_string()))
     }
 

@@ -12,4 +12,4 @@ pub use bodies::{
     SnapshotType, TokenBucket, Verb, Vm, VmRunState, Vsock, VsockOverride,
 };
 pub(crate) use client::clean;
-pub use client::{ApiError, Driver};
+pub use client::{ApiError, CallLimits, Driver};

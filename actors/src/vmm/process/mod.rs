@@ -14,8 +14,6 @@
 mod exit;
 mod lock;
 mod spawn;
-#[cfg(test)]
-mod tests;
 
 pub use exit::{Exit, Process};
 pub use spawn::{ProcessError, adopt, spawn};
