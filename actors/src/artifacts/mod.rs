@@ -1,20 +1,38 @@
 //! What pulls of kernels and images share: staging directories, progress, cancelling, and the run of mmdebstrap.
 //!
-//! No actor lives here, and nothing here knows what a kernel or an image is.
+//! Nothing but `library` knows what a kernel or an image is, and no actor lives here.
 
 pub mod cancel;
 pub mod debian;
+pub mod flight;
+pub mod library;
 pub mod progress;
 pub mod shelf;
 pub mod staging;
+pub mod users;
 
 pub use cancel::Cancel;
 pub use debian::{DebianError, HostTrap, Recipe};
+pub use library::ArtifactLibrary;
 pub use progress::Reporter;
 pub use shelf::{Shelf, ShelfError};
 pub use staging::{Staging, StagingError};
 
+use futures::future::BoxFuture;
+use messages::{ErrorKind, WireError};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Runs what may block on a thread for that; a panic there is an error here.
+pub(crate) fn blocking<T: Send + 'static>(
+    runtime: &tokio::runtime::Handle,
+    work: impl FnOnce() -> Result<T, WireError> + Send + 'static,
+) -> BoxFuture<'static, Result<T, WireError>> {
+    let job = runtime.spawn_blocking(work);
+    Box::pin(async move {
+        let broken = |error| WireError::from_error(ErrorKind::Internal, &error);
+        job.await.map_err(broken).flatten()
+    })
+}
 
 /// Milliseconds since the Unix epoch, now.
 #[must_use]

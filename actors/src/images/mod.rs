@@ -1,9 +1,12 @@
 //! Images: a read-only ext4 file each, shared by every VM that uses it.
 
+pub mod actor;
 pub mod error;
 pub mod identity;
+pub mod messages;
 pub mod pull;
 pub mod store;
 
+pub use actor::{Images, ImagesConfig};
 pub use error::ImageError;
 pub use store::{ImageRecord, ImageStore};

@@ -3,9 +3,12 @@
 use super::store::{MODULES_CPIO, MODULES_EXT4, VMLINUX};
 use super::{KernelError, KernelStore, initramfs};
 use sha2::{Digest, Sha256};
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use uuid::Uuid;
 
 /// What a VMM is given.
@@ -22,7 +25,58 @@ pub struct BootFiles {
     pub command_line: String,
 }
 
+/// Boot files that were made, by kernel, with what the agent's file looked like then. Clones are the same memo.
+///
+/// Reading and hashing the agent takes longer than all else of a VM's creation. A lock, not an actor: it is held for a look-up, on a
+/// thread that may block.
+#[derive(Debug, Clone, Default)]
+pub struct Memo(Arc<Mutex<HashMap<String, (AgentStamp, BootFiles)>>>);
+
+/// Changes whenever the agent is replaced or written to: an install does the one, a build the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct AgentStamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl Memo {
+    /// Forgets a kernel that is being removed.
+    pub fn forget(&self, kernel: &str) {
+        self.lock().remove(kernel);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, (AgentStamp, BootFiles)>> {
+        // Whole entries are put in and taken out: a panic elsewhere leaves none half-made.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl KernelStore {
+    /// [`Self::boot_files`], remembered while the agent is the same and the files are there.
+    ///
+    /// # Errors
+    /// As that.
+    pub fn boot_files_memo(&self, name: &str, agent: &Path, memo: &Memo) -> Result<BootFiles, KernelError> {
+        let metadata = fs::metadata(agent).map_err(|source| KernelError::io("read the agent", agent, source))?;
+        let stamp = AgentStamp {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        };
+        let known = memo.lock().get(name).filter(|(of, _)| *of == stamp).map(|(_, files)| files.clone());
+        if let Some(files) = known
+            && files.initramfs.exists()
+        {
+            return Ok(files);
+        }
+        let files = self.boot_files(name, agent)?;
+        memo.lock().insert(name.to_owned(), (stamp, files.clone()));
+        Ok(files)
+    }
+
     /// The files to boot `name` with this agent. The initramfs is made again when the agent has changed, else found.
     ///
     /// # Errors

@@ -1,0 +1,201 @@
+//! The actor that owns this host's images: who uses which, and which are being pulled. Its handlers start work and return.
+
+use super::messages::{
+    AcquireImage, AcquiredImage, DeleteImage, ImageCatalog, ListImages, NoteImageUser, PullImage, ReleaseImage,
+    ShowImage,
+};
+use super::{ImageError, ImageRecord, ImageStore, pull};
+use crate::artifacts::blocking;
+use crate::artifacts::flight::Flight;
+use crate::artifacts::shelf::Record;
+use crate::artifacts::users::Users;
+use crate::catalog::Catalog;
+use crate::supervise::{guard, guard_future};
+use actix::{
+    Actor, ActorFutureExt as _, AtomicResponse, Context, Handler, ResponseActFuture, ResponseFuture, Supervised,
+    WrapFuture as _,
+};
+use messages::image::{CatalogEntry, ImageView};
+use messages::reply::Stage;
+use messages::{ErrorKind, WireError};
+use std::collections::HashMap;
+use std::sync::Arc;
+use tokio::runtime::Handle;
+
+/// Room for a burst of VM starts; pulls leave the mailbox at once.
+const MAILBOX: usize = 256;
+
+/// What the actor is made from.
+#[derive(Debug, Clone)]
+pub struct ImagesConfig {
+    pub store: ImageStore,
+    pub catalog: Arc<Catalog>,
+    /// `debian_mirror` of the config.
+    pub mirror: Option<String>,
+    /// Where blocking work is done.
+    pub runtime: Handle,
+}
+
+/// This host's images. Start it under `actix::Supervisor`.
+#[derive(Debug)]
+pub struct Images {
+    config: ImagesConfig,
+    /// By the name that the image gets.
+    flights: HashMap<String, Flight<ImageRecord>>,
+    users: Users,
+}
+
+impl Images {
+    /// The actor, with what interrupted pulls left swept away. Blocks.
+    ///
+    /// # Errors
+    /// When the directory cannot be read or a leftover not be removed.
+    pub fn new(config: ImagesConfig) -> Result<Self, ImageError> {
+        let swept = config.store.sweep()?;
+        if swept > 0 {
+            tracing::info!(swept, "removed what interrupted image pulls left");
+        }
+        Ok(Self { config, flights: HashMap::new(), users: Users::default() })
+    }
+
+    fn with_vms(&self, mut view: ImageView) -> ImageView {
+        view.used_by = self.users.of(view.name.as_str());
+        view
+    }
+}
+
+impl Actor for Images {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+    }
+}
+
+impl Supervised for Images {
+    /// After a panic: pulls go on, their callers hold them; users are facts that a panic does not change.
+    fn restarting(&mut self, _: &mut Self::Context) {
+        self.flights.retain(|_, flight| !flight.is_done());
+    }
+}
+
+impl Handler<PullImage> for Images {
+    type Result = ResponseFuture<Result<ImageView, WireError>>;
+
+    fn handle(&mut self, PullImage { reference, name, progress }: PullImage, ctx: &mut Self::Context) -> Self::Result {
+        let started = guard(ctx, |_| -> Result<_, WireError> {
+            self.flights.retain(|_, flight| !flight.is_done());
+            let entry = match self.config.catalog.image(reference.as_str()) {
+                Ok(entry) => entry.clone(),
+                Err(error) => return Err(WireError::from(&error)),
+            };
+            let name = name.unwrap_or_else(|| entry.name.clone());
+            if let Some(waiter) = self.flights.get(name.as_str()).and_then(Flight::join) {
+                return Ok(waiter);
+            }
+            let (store, mirror) = (self.config.store.clone(), self.config.mirror.clone());
+            let key = name.to_string();
+            let (flight, waiter) = Flight::start(&self.config.runtime, Stage::ImagePull, move |cancel, reporter| {
+                pull::pull(&store, &entry, &name, mirror.as_deref(), cancel, reporter)
+            });
+            self.flights.insert(key, flight);
+            Ok(waiter)
+        });
+        let (store, runtime) = (self.config.store.clone(), self.config.runtime.clone());
+        Box::pin(async move {
+            let record = started?.wait(progress).await?;
+            blocking(&runtime, move || store.view(&record, Vec::new()).map_err(|error| WireError::from(&error))).await
+        })
+    }
+}
+
+impl Handler<ImageCatalog> for Images {
+    type Result = ResponseFuture<Result<Vec<CatalogEntry>, WireError>>;
+
+    fn handle(&mut self, _: ImageCatalog, _: &mut Self::Context) -> Self::Result {
+        let (store, catalog) = (self.config.store.clone(), Arc::clone(&self.config.catalog));
+        Box::pin(blocking(&self.config.runtime, move || {
+            let present = |name: &str| matches!(store.find(name), Ok(Some(_)));
+            Ok(catalog.images().iter().map(|entry| entry.view(present(entry.name.as_str()))).collect())
+        }))
+    }
+}
+
+impl Handler<ListImages> for Images {
+    type Result = ResponseActFuture<Self, Result<Vec<ImageView>, WireError>>;
+
+    fn handle(&mut self, _: ListImages, _: &mut Self::Context) -> Self::Result {
+        let store = self.config.store.clone();
+        let listed = blocking(&self.config.runtime, move || {
+            let views = store.list().and_then(|records| records.iter().map(|it| store.view(it, Vec::new())).collect());
+            views.map_err(|error| WireError::from(&error))
+        });
+        Box::pin(listed.into_actor(self).map(|listed: Result<Vec<ImageView>, WireError>, actor, _| {
+            listed.map(|views| views.into_iter().map(|view| actor.with_vms(view)).collect())
+        }))
+    }
+}
+
+impl Handler<ShowImage> for Images {
+    type Result = ResponseActFuture<Self, Result<ImageView, WireError>>;
+
+    fn handle(&mut self, ShowImage { name }: ShowImage, _: &mut Self::Context) -> Self::Result {
+        let store = self.config.store.clone();
+        let shown = blocking(&self.config.runtime, move || {
+            let view = store.show(&name).and_then(|record| store.view(&record, Vec::new()));
+            view.map_err(|error| WireError::from(&error))
+        });
+        Box::pin(shown.into_actor(self).map(|shown, actor, _| shown.map(|view| actor.with_vms(view))))
+    }
+}
+
+impl Handler<DeleteImage> for Images {
+    type Result = AtomicResponse<Self, Result<(), WireError>>;
+
+    /// No other message is taken meanwhile: nobody can take what is being removed. It is a rename and two unlinks.
+    fn handle(&mut self, DeleteImage { name, force }: DeleteImage, _: &mut Self::Context) -> Self::Result {
+        let free = self.users.check_free(ImageRecord::WHAT, &name, Vec::new(), force);
+        let store = self.config.store.clone();
+        let removed = blocking(&self.config.runtime, move || {
+            free.and_then(|()| store.delete(&name)).map_err(|error| WireError::from(&error))
+        });
+        guard_future(self, removed)
+    }
+}
+
+impl Handler<AcquireImage> for Images {
+    type Result = ResponseActFuture<Self, Result<AcquiredImage, WireError>>;
+
+    fn handle(&mut self, AcquireImage { image, vm, label }: AcquireImage, _: &mut Self::Context) -> Self::Result {
+        // Noted before the record is read: a delete that comes meanwhile is refused.
+        self.users.add(image.as_str(), vm, label);
+        let store = self.config.store.clone();
+        let name = image.clone();
+        let found = blocking(&self.config.runtime, move || {
+            let record = store.show(name.as_str()).map_err(|error| WireError::from(&error))?;
+            Ok(AcquiredImage { rootfs: store.rootfs(&record.name), record })
+        });
+        Box::pin(found.into_actor(self).map(move |found, actor, _| {
+            if found.as_ref().is_err_and(|error: &WireError| error.kind == ErrorKind::NotFound) {
+                actor.users.remove(image.as_str(), vm);
+            }
+            found
+        }))
+    }
+}
+
+impl Handler<NoteImageUser> for Images {
+    type Result = ();
+
+    fn handle(&mut self, NoteImageUser { image, vm, label }: NoteImageUser, _: &mut Self::Context) {
+        self.users.add(image.as_str(), vm, label);
+    }
+}
+
+impl Handler<ReleaseImage> for Images {
+    type Result = ();
+
+    fn handle(&mut self, ReleaseImage { image, vm }: ReleaseImage, _: &mut Self::Context) {
+        self.users.remove(image.as_str(), vm);
+    }
+}

@@ -1,0 +1,80 @@
+//! What the [`super::actor::Images`] actor is asked.
+
+use super::ImageRecord;
+use actix::Message;
+use messages::WireError;
+use messages::ids::{ImageName, Reference, VmId};
+use messages::image::{CatalogEntry, ImageView};
+use messages::reply::Progress;
+use messages::request::Force;
+use std::path::PathBuf;
+use tokio::sync::mpsc;
+
+/// Pulls an image. The caller waits as long as it keeps the receiver of `progress`.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<ImageView, WireError>")]
+pub struct PullImage {
+    pub reference: Reference,
+    /// The name it gets on this host; the catalog's where there is none.
+    pub name: Option<ImageName>,
+    pub progress: mpsc::Sender<Progress>,
+}
+
+/// What can be pulled.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<Vec<CatalogEntry>, WireError>")]
+pub struct ImageCatalog;
+
+/// What is on this host.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<Vec<ImageView>, WireError>")]
+pub struct ListImages;
+
+/// One image of this host.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<ImageView, WireError>")]
+pub struct ShowImage {
+    pub name: String,
+}
+
+/// Removes an image, also one that is used if forced.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<(), WireError>")]
+pub struct DeleteImage {
+    pub name: String,
+    pub force: Force,
+}
+
+/// Takes an image for a VM, which users know as `label`. Again is fine. Held until [`ReleaseImage`].
+#[derive(Debug, Message)]
+#[rtype(result = "Result<AcquiredImage, WireError>")]
+pub struct AcquireImage {
+    pub image: ImageName,
+    pub vm: VmId,
+    pub label: String,
+}
+
+/// An image that a VM holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AcquiredImage {
+    pub record: ImageRecord,
+    /// Attach it read-only.
+    pub rootfs: PathBuf,
+}
+
+/// Tells of a VM that uses an image: for the VMs that a new daemon finds in its store.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct NoteImageUser {
+    pub image: ImageName,
+    pub vm: VmId,
+    pub label: String,
+}
+
+/// Lets an image go. Not held is fine.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct ReleaseImage {
+    pub image: ImageName,
+    pub vm: VmId,
+}

@@ -1,0 +1,225 @@
+//! The actor that owns this host's kernels: who uses which, and which are being pulled. Its handlers start work and return.
+
+use super::messages::{
+    AcquireKernel, DeleteKernel, KernelCatalog, ListKernels, NoteKernelUser, PullKernel, ReleaseKernel, ShowKernel,
+};
+use super::{BootFiles, KernelError, KernelRecord, KernelStore, boot, pull};
+use crate::artifacts::flight::Flight;
+use crate::artifacts::users::Users;
+use crate::artifacts::{blocking, shelf::Record};
+use crate::catalog::Catalog;
+use crate::images::ImageStore;
+use crate::supervise::{guard, guard_future};
+use actix::{
+    Actor, ActorFutureExt as _, AtomicResponse, Context, Handler, ResponseActFuture, ResponseFuture, Supervised,
+    WrapFuture as _,
+};
+use messages::image::{CatalogEntry, KernelView};
+use messages::reply::Stage;
+use messages::{ErrorKind, WireError};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::runtime::Handle;
+
+/// Room for a burst of VM starts; pulls leave the mailbox at once.
+const MAILBOX: usize = 256;
+
+/// What the actor is made from.
+#[derive(Debug, Clone)]
+pub struct KernelsConfig {
+    pub store: KernelStore,
+    /// An image names its kernel, which is thereby used.
+    pub images: ImageStore,
+    pub catalog: Arc<Catalog>,
+    /// `debian_mirror` of the config.
+    pub mirror: Option<String>,
+    /// Put into every initramfs.
+    pub agent: PathBuf,
+    /// Where blocking work is done.
+    pub runtime: Handle,
+}
+
+/// This host's kernels. Start it under `actix::Supervisor`.
+#[derive(Debug)]
+pub struct Kernels {
+    config: KernelsConfig,
+    flights: HashMap<String, Flight<KernelRecord>>,
+    users: Users,
+    boot_memo: boot::Memo,
+}
+
+impl Kernels {
+    /// The actor, with what interrupted pulls left swept away. Blocks.
+    ///
+    /// # Errors
+    /// When the directory cannot be read or a leftover not be removed.
+    pub fn new(config: KernelsConfig) -> Result<Self, KernelError> {
+        let swept = config.store.sweep()?;
+        if swept > 0 {
+            tracing::info!(swept, "removed what interrupted kernel pulls left");
+        }
+        Ok(Self { config, flights: HashMap::new(), users: Users::default(), boot_memo: boot::Memo::default() })
+    }
+
+    /// The VMs and images that use a kernel. Blocks.
+    fn image_users(images: &ImageStore, kernel: &str) -> Vec<String> {
+        let images = images.list().unwrap_or_default();
+        images
+            .iter()
+            .filter(|image| image.kernel.as_str() == kernel)
+            .map(|image| format!("image {}", image.name()))
+            .collect()
+    }
+}
+
+impl Actor for Kernels {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+    }
+}
+
+impl Supervised for Kernels {
+    /// After a panic: pulls go on, their callers hold them; users and paths are facts that a panic does not change.
+    fn restarting(&mut self, _: &mut Self::Context) {
+        self.flights.retain(|_, flight| !flight.is_done());
+    }
+}
+
+impl Handler<PullKernel> for Kernels {
+    type Result = ResponseFuture<Result<KernelView, WireError>>;
+
+    fn handle(&mut self, PullKernel { reference, progress }: PullKernel, ctx: &mut Self::Context) -> Self::Result {
+        let started = guard(ctx, |_| -> Result<_, WireError> {
+            self.flights.retain(|_, flight| !flight.is_done());
+            let name = reference.as_str();
+            if let Some(waiter) = self.flights.get(name).and_then(Flight::join) {
+                return Ok(waiter);
+            }
+            let entry = match self.config.catalog.kernel(name) {
+                Ok(entry) => entry.clone(),
+                Err(error) => return Err(WireError::from(&error)),
+            };
+            let (store, mirror) = (self.config.store.clone(), self.config.mirror.clone());
+            let (flight, waiter) = Flight::start(&self.config.runtime, Stage::KernelPull, move |cancel, reporter| {
+                pull::pull(&store, &entry, mirror.as_deref(), cancel, reporter)
+            });
+            self.flights.insert(name.to_owned(), flight);
+            Ok(waiter)
+        });
+        let users = self.users.of(reference.as_str());
+        let (store, runtime) = (self.config.store.clone(), self.config.runtime.clone());
+        Box::pin(async move {
+            let record = started?.wait(progress).await?;
+            blocking(&runtime, move || store.view(&record, users).map_err(|error| WireError::from(&error))).await
+        })
+    }
+}
+
+impl Handler<KernelCatalog> for Kernels {
+    type Result = ResponseFuture<Result<Vec<CatalogEntry>, WireError>>;
+
+    fn handle(&mut self, _: KernelCatalog, _: &mut Self::Context) -> Self::Result {
+        let (store, catalog) = (self.config.store.clone(), Arc::clone(&self.config.catalog));
+        Box::pin(blocking(&self.config.runtime, move || {
+            let present = |name: &str| matches!(store.find(name), Ok(Some(_)));
+            Ok(catalog.kernels().iter().map(|entry| entry.view(present(entry.name.as_str()))).collect())
+        }))
+    }
+}
+
+impl Handler<ListKernels> for Kernels {
+    type Result = ResponseActFuture<Self, Result<Vec<KernelView>, WireError>>;
+
+    fn handle(&mut self, _: ListKernels, _: &mut Self::Context) -> Self::Result {
+        let (store, images) = (self.config.store.clone(), self.config.images.clone());
+        let listed = blocking(&self.config.runtime, move || {
+            let records = store.list().map_err(|error| WireError::from(&error))?;
+            let view = |record: &KernelRecord| store.view(record, Self::image_users(&images, record.name()));
+            records.iter().map(view).collect::<Result<Vec<_>, _>>().map_err(|error| WireError::from(&error))
+        });
+        Box::pin(
+            listed.into_actor(self).map(|listed, actor, _| {
+                listed.map(|views| views.into_iter().map(|view| actor.with_vms(view)).collect())
+            }),
+        )
+    }
+}
+
+impl Handler<ShowKernel> for Kernels {
+    type Result = ResponseActFuture<Self, Result<KernelView, WireError>>;
+
+    fn handle(&mut self, ShowKernel { name }: ShowKernel, _: &mut Self::Context) -> Self::Result {
+        let (store, images) = (self.config.store.clone(), self.config.images.clone());
+        let shown = blocking(&self.config.runtime, move || {
+            let view = store.show(&name).and_then(|record| store.view(&record, Self::image_users(&images, &name)));
+            view.map_err(|error| WireError::from(&error))
+        });
+        Box::pin(shown.into_actor(self).map(|shown, actor, _| shown.map(|view| actor.with_vms(view))))
+    }
+}
+
+impl Kernels {
+    fn with_vms(&self, mut view: KernelView) -> KernelView {
+        view.used_by.extend(self.users.of(view.name.as_str()));
+        view
+    }
+}
+
+impl Handler<DeleteKernel> for Kernels {
+    type Result = AtomicResponse<Self, Result<(), WireError>>;
+
+    /// No other message is taken meanwhile: nobody can take what is being removed. It is a rename and a few unlinks.
+    fn handle(&mut self, DeleteKernel { name, force }: DeleteKernel, _: &mut Self::Context) -> Self::Result {
+        let free = self.users.check_free(KernelRecord::WHAT, &name, Vec::new(), force);
+        let (store, images) = (self.config.store.clone(), self.config.images.clone());
+        self.boot_memo.forget(&name);
+        let removed = blocking(&self.config.runtime, move || {
+            let outcome = free.and_then(|()| {
+                Users::default().check_free(KernelRecord::WHAT, &name, Self::image_users(&images, &name), force)?;
+                store.delete(&name)
+            });
+            outcome.map_err(|error| WireError::from(&error))
+        });
+        guard_future(self, removed)
+    }
+}
+
+impl Handler<AcquireKernel> for Kernels {
+    type Result = ResponseActFuture<Self, Result<BootFiles, WireError>>;
+
+    fn handle(&mut self, message: AcquireKernel, _: &mut Self::Context) -> Self::Result {
+        let AcquireKernel { kernel, vm, label } = message;
+        // Noted before the files are looked at: a delete that comes meanwhile is refused.
+        self.users.add(kernel.as_str(), vm, label);
+        let (store, agent, memo) = (self.config.store.clone(), self.config.agent.clone(), self.boot_memo.clone());
+        let name = kernel.clone();
+        let found = blocking(&self.config.runtime, move || {
+            store.boot_files_memo(name.as_str(), &agent, &memo).map_err(|error| WireError::from(&error))
+        });
+        Box::pin(found.into_actor(self).map(move |found, actor, _| {
+            if found.as_ref().is_err_and(|error| error.kind == ErrorKind::NotFound) {
+                actor.users.remove(kernel.as_str(), vm);
+            }
+            found
+        }))
+    }
+}
+
+impl Handler<NoteKernelUser> for Kernels {
+    type Result = ();
+
+    fn handle(&mut self, NoteKernelUser { kernel, vm, label }: NoteKernelUser, _: &mut Self::Context) {
+        self.users.add(kernel.as_str(), vm, label);
+    }
+}
+
+impl Handler<ReleaseKernel> for Kernels {
+    type Result = ();
+
+    fn handle(&mut self, ReleaseKernel { kernel, vm }: ReleaseKernel, _: &mut Self::Context) {
+        self.users.remove(kernel.as_str(), vm);
+    }
+}
