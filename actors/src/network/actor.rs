@@ -1,0 +1,82 @@
+//! The actor: carries the plan out, and remembers that it did.
+
+use super::{NetworkSettings, plan};
+use crate::privileged::Perform;
+use crate::supervise::guard_future;
+use actix::{Actor, AtomicResponse, Context, Handler, Message, Recipient, Supervised};
+use messages::WireError;
+use messages::error::ErrorKind;
+use std::cell::Cell;
+use std::rc::Rc;
+
+/// Enough for every VM of a full bridge to ask at once.
+const MAILBOX: usize = 1024;
+
+/// How sure the asker has to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Certainty {
+    /// Once per daemon is enough.
+    Remembered,
+    /// Something was missing: look again.
+    Fresh,
+}
+
+/// Brings the network about; returns once it is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
+#[rtype(result = "Result<(), WireError>")]
+pub struct EnsureNetwork(pub Certainty);
+
+/// Bridge and NAT of this instance.
+#[derive(Debug)]
+pub struct Network {
+    settings: NetworkSettings,
+    helper: Recipient<Perform>,
+    /// True once the plan was carried out and nobody has missed anything since.
+    there: Rc<Cell<bool>>,
+}
+
+impl Network {
+    /// A network that is brought about when it is first needed.
+    #[must_use]
+    pub fn new(settings: NetworkSettings, helper: Recipient<Perform>) -> Self {
+        Self { settings, helper, there: Rc::new(Cell::new(false)) }
+    }
+}
+
+impl Actor for Network {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+    }
+}
+
+impl Supervised for Network {
+    fn restarting(&mut self, _: &mut Self::Context) {
+        self.there.set(false);
+    }
+}
+
+impl Handler<EnsureNetwork> for Network {
+    // One at a time: those who ask meanwhile find it done.
+    type Result = AtomicResponse<Self, Result<(), WireError>>;
+
+    fn handle(&mut self, EnsureNetwork(certainty): EnsureNetwork, _: &mut Self::Context) -> Self::Result {
+        let there = Rc::clone(&self.there);
+        let helper = self.helper.clone();
+        let operations = plan(&self.settings);
+        guard_future(self, async move {
+            if there.get() && certainty == Certainty::Remembered {
+                return Ok(());
+            }
+            there.set(false);
+            for operation in operations {
+                let sent = helper.send(Perform(operation)).await;
+                sent.map_err(|e| WireError::from_error(ErrorKind::Unavailable, &e))?
+                    .map_err(|e| e.context("cannot set the VMs' network up"))?;
+            }
+            there.set(true);
+            Ok::<_, WireError>(())
+        })
+    }
+}

@@ -1,0 +1,136 @@
+//! Settings, plan and uplink are pure; the actor is tried with a scripted helper.
+
+use super::uplink::{default_interface, resolvers};
+use super::{Certainty, EnsureNetwork, Network, NetworkSettings, Place, plan};
+use crate::config::Config;
+use crate::privileged::Perform;
+use actix::{Actor, Context, Handler};
+use messages::WireError;
+use messages::error::ErrorKind;
+use messages::ids::InstanceId;
+use messages::privileged::{PrivilegedOperation, PrivilegedReply};
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex};
+
+const ONE: InstanceId = InstanceId([0xab, 0xcd, 0xef]);
+
+fn settings(config: &str, place: Place) -> NetworkSettings {
+    NetworkSettings::new(&Config::parse(config).unwrap(), ONE, place).unwrap()
+}
+
+#[test]
+fn the_usual_network_is_planned_bridge_first() {
+    insta::assert_debug_snapshot!(plan(&settings("", Place::Usual)), @r#"
+    [
+        EnsureBridge {
+            instance: InstanceId(abcdef),
+            bridge: InterfaceName(
+                "bbabcdef",
+            ),
+            subnet: Subnet {
+                gateway: 172.16.0.1,
+                prefix: 24,
+            },
+        },
+        EnsureNat {
+            instance: InstanceId(abcdef),
+            bridge: InterfaceName(
+                "bbabcdef",
+            ),
+            subnet: Subnet {
+                gateway: 172.16.0.1,
+                prefix: 24,
+            },
+        },
+    ]
+    "#);
+}
+
+#[test]
+fn the_config_names_bridge_and_network() {
+    let text = "bridge_name = \"br-banger\"\ncidr = \"192.168.7.0/28\"\nbridge_ip = \"192.168.7.14\"\ndefault_dns = [\"9.9.9.9\"]";
+    for place in [Place::Usual, Place::Own] {
+        let settings = settings(text, place);
+        assert_eq!(settings.bridge.as_str(), "br-banger");
+        assert_eq!((settings.subnet.gateway, settings.subnet.prefix), (Ipv4Addr::new(192, 168, 7, 14), 28));
+        assert_eq!(settings.default_dns, [Ipv4Addr::new(9, 9, 9, 9)]);
+    }
+}
+
+#[test]
+fn an_instance_of_its_own_gets_a_network_beside_the_usual_one() {
+    for last in 0..=255 {
+        let config = Config::parse("").unwrap();
+        let subnet = NetworkSettings::new(&config, InstanceId([3, 2, last]), Place::Own).unwrap().subnet;
+        let [a, b, c, d] = subnet.gateway.octets();
+        assert!((a, b, d, subnet.prefix) == (172, 16, 1, 24) && c >= 1, "{subnet:?}");
+    }
+    assert_ne!(settings("", Place::Own).subnet, settings("", Place::Usual).subnet);
+}
+
+#[test]
+fn the_uplink_is_the_default_route_with_the_smallest_metric() {
+    let routes = "\
+Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
+wlan0\t00000000\t0101A8C0\t0003\t0\t0\t600\t00000000\t0\t0\t0
+eth0\t00000000\t0101A8C0\t0003\t0\t0\t100\t00000000\t0\t0\t0
+tun0\t00000000\t0101A8C0\t0003\t0\t0\t0\t00000080\t0\t0\t0
+docker0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
+";
+    assert_eq!(default_interface(routes), Some("eth0"));
+    for none in ["", "Iface\n", "x\t00000000", &routes.replace("00000000\t0101", "00000001\t0101")] {
+        assert_eq!(default_interface(none), None);
+    }
+}
+
+#[test]
+fn resolvers_that_a_guest_cannot_reach_are_left_out() {
+    let text = "# a comment\nsearch lan\nnameserver 127.0.0.53\nnameserver ::1\nnameserver 0.0.0.0\n\
+                nameserver 192.168.1.1 \n nameserver\t10.0.0.1 # second\nnameserver fe80::1%eth0\nnameserver nonsense\n\
+                nameserver 10.0.0.2\nnameserver 10.0.0.3\noptions edns0";
+    let found: Vec<String> = resolvers(text).iter().map(ToString::to_string).collect();
+    assert_eq!(found, ["192.168.1.1", "10.0.0.1", "10.0.0.2"]);
+    assert!(resolvers("nameserver 127.0.0.53\noptions edns0 trust-ad\n").is_empty());
+}
+
+/// Fails as often as it is told, and counts.
+struct Helper {
+    failures: usize,
+    performed: Arc<Mutex<Vec<PrivilegedOperation>>>,
+}
+
+impl Actor for Helper {
+    type Context = Context<Self>;
+}
+
+impl Handler<Perform> for Helper {
+    type Result = Result<PrivilegedReply, WireError>;
+    fn handle(&mut self, Perform(operation): Perform, _: &mut Context<Self>) -> Self::Result {
+        self.performed.lock().unwrap().push(operation);
+        if self.failures == 0 {
+            return Ok(PrivilegedReply::Done);
+        }
+        self.failures -= 1;
+        Err(WireError::new(ErrorKind::Host, "no"))
+    }
+}
+
+#[test]
+fn it_is_brought_about_once_and_again_when_missed() {
+    actix::System::new().block_on(async {
+        let performed = Arc::new(Mutex::new(Vec::new()));
+        let helper = Helper { failures: 1, performed: Arc::clone(&performed) }.start();
+        let network = Network::new(settings("", Place::Usual), helper.recipient()).start();
+        let count = || performed.lock().unwrap().len();
+
+        let failed = network.send(EnsureNetwork(Certainty::Remembered)).await.unwrap().unwrap_err();
+        assert_eq!((failed.kind, count()), (ErrorKind::Host, 1), "stops at the first failure");
+
+        let asked = (0..50).map(|_| network.send(EnsureNetwork(Certainty::Remembered)));
+        assert!(futures::future::join_all(asked).await.into_iter().all(|r| r.unwrap().is_ok()));
+        assert_eq!(count(), 3, "fifty askers, one attempt");
+
+        network.send(EnsureNetwork(Certainty::Fresh)).await.unwrap().unwrap();
+        assert_eq!(count(), 5);
+    });
+}

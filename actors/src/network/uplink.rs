@@ -1,0 +1,74 @@
+//! How this host reaches the world: its uplink's MTU and its real resolvers. Read anew for each lease, since laptops move.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+
+/// The host's routes, as the kernel prints them.
+const ROUTES: &str = "/proc/net/route";
+/// Each interface has a directory here.
+const INTERFACES: &str = "/sys/class/net";
+/// Where resolvers are, in the order of trust: where the first names only a local stub, systemd-resolved's own list has
+/// what lies behind it.
+const RESOLVER_FILES: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
+/// As many as glibc reads (`MAXNS`, resolv.h).
+const RESOLVERS_MAX: usize = 3;
+
+/// What guests are told of the world.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Uplink {
+    /// None where there is no default route.
+    pub mtu: Option<u16>,
+    pub resolvers: Vec<Ipv4Addr>,
+}
+
+/// Where an [`Uplink`] comes from.
+pub trait UplinkSource: Send {
+    /// The uplink of this moment.
+    fn read(&self) -> Uplink;
+}
+
+/// This host. Reads a few small files of the kernel's and of `/etc`; takes microseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostUplink;
+
+impl UplinkSource for HostUplink {
+    fn read(&self) -> Uplink {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let mtu = default_interface(&read(ROUTES)).and_then(|name| {
+            let file = Path::new(INTERFACES).join(name).join("mtu");
+            std::fs::read_to_string(file).ok()?.trim().parse().ok()
+        });
+        let resolvers = RESOLVER_FILES.iter().map(|path| resolvers(&read(path))).find(|found| !found.is_empty());
+        Uplink { mtu, resolvers: resolvers.unwrap_or_default() }
+    }
+}
+
+/// The interface of the default route with the smallest metric.
+pub(super) fn default_interface<'a>(routes: &'a str) -> Option<&'a str> {
+    let default = |line: &'a str| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let [name, destination, _, _, _, _, metric, mask, ..] = fields[..] else { return None };
+        let metric = metric.parse::<u32>().ok()?;
+        (destination == "00000000" && mask == "00000000").then_some((metric, name))
+    };
+    routes
+        .lines()
+        .filter_map(default)
+        .min_by_key(|(metric, _)| *metric)
+        .map(|(_, name)| name)
+        // It becomes part of a path; the kernel allows no `/` in a name, and this asks nobody.
+        .filter(|name| !name.contains('/') && *name != "..")
+}
+
+/// The IPv4 resolvers of a `resolv.conf` that a guest can reach: a loopback address would be the guest's own.
+pub(super) fn resolvers(text: &str) -> Vec<Ipv4Addr> {
+    text.lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver"))
+        .filter_map(|rest| rest.split_ascii_whitespace().next()?.parse::<IpAddr>().ok())
+        .filter_map(|address| match address {
+            IpAddr::V4(v4) if !v4.is_loopback() && !v4.is_unspecified() => Some(v4),
+            _ => None,
+        })
+        .take(RESOLVERS_MAX)
+        .collect()
+}
