@@ -8,9 +8,7 @@ use messages::error::ErrorKind;
 use messages::frame::{Hello, MAGIC};
 use messages::ids::InstanceId;
 use messages::limits::{HELLO_FRAME_MAX, PRIVILEGED_FRAME_MAX};
-use messages::privileged::{
-    PrivilegedOperation, PrivilegedReply, PrivilegedRequest, PrivilegedResponse, TapNumber,
-};
+use messages::privileged::{PrivilegedOperation, PrivilegedReply, PrivilegedRequest, PrivilegedResponse, TapNumber};
 use std::path::Path;
 use tokio::net::{UnixListener, UnixStream};
 
@@ -53,10 +51,7 @@ fn an_absent_helper_is_a_hint_at_once() {
         let client = PrivilegedClient::new(path.to_owned()).start();
         let error = perform(&client, remove(1)).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Host);
-        assert_eq!(
-            error.hints,
-            ["run `sudo banger daemon root start --owner USER`, or use `--net none`"]
-        );
+        assert_eq!(error.hints, ["run `sudo banger daemon root start --owner USER`, or use `--net none`"]);
         // It is found as soon as it is there.
         let listener = UnixListener::bind(path).unwrap();
         let helper = tokio::spawn(async move { serve(listener.accept().await.unwrap().0, 1, 0).await });

@@ -189,9 +189,14 @@ impl Pool {
                 self.slots.remove(&number);
                 Vec::new()
             }
-            // It is still there, and as good as before; the next surplus tries again.
-            (None, Err(())) => {
+            // It is still there, and as good as before; the next surplus tries again. One without an address is
+            // forgotten: the next daemon finds it.
+            (None, Err(())) if self.numbers.contains(&number) => {
                 slot.device = Device::Ready;
+                Vec::new()
+            }
+            (None, Err(())) => {
+                self.slots.remove(&number);
                 Vec::new()
             }
         }
@@ -224,7 +229,10 @@ impl Pool {
     /// The lowest free number of the soonest kind.
     fn choose(&self) -> Option<TapNumber> {
         let free = |device: Device| {
-            let is = |(_, slot): &(&TapNumber, &Slot)| slot.holder.is_none() && slot.device == device;
+            // A tap that an earlier, larger network left has a slot until it is removed, but no address.
+            let is = |(number, slot): &(&TapNumber, &Slot)| {
+                slot.holder.is_none() && slot.device == device && self.numbers.contains(number)
+            };
             self.slots.iter().find(is).map(|(number, _)| *number)
         };
         free(Device::Ready)

@@ -5,14 +5,16 @@ mod library;
 mod ports;
 mod sources;
 mod sweep;
+mod taps;
 
-pub use sources::{ArtifactSource, NoTaps, TapSource};
+pub use sources::{ArtifactSource, TapSource};
 
 use crate::catalog::Catalog;
-use crate::config::Config;
+use crate::config::Loaded;
 use crate::host::HostFacts;
 use crate::images::ImageStore;
 use crate::kernels::KernelStore;
+use crate::network::SettingsError;
 use crate::paths::Paths;
 use crate::registry::{Registry, RegistryContext};
 use crate::server::{DaemonFacts, ServerContext};
@@ -27,6 +29,7 @@ use ports::HostPorts;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
+use taps::PoolTaps;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -41,6 +44,8 @@ pub enum TreeError {
     Program(&'static str),
     #[error("failed to look at this host")]
     Host(#[source] std::io::Error),
+    #[error("the config's network cannot be")]
+    Network(#[from] SettingsError),
     #[error("failed to make `{}`", path.display())]
     Directory {
         path: PathBuf,
@@ -55,6 +60,7 @@ impl From<&TreeError> for WireError {
         match error {
             TreeError::Program(_) => wire.hint("install it next to `bangerd`, or name its directory in BANGER_LIBEXEC"),
             TreeError::Vmm(_) => wire.hint("`banger doctor` tells what is missing"),
+            TreeError::Network(_) => Self::from_error(ErrorKind::Usage, error),
             TreeError::Store(_) | TreeError::Host(_) | TreeError::Directory { .. } => wire,
         }
     }
@@ -64,6 +70,7 @@ impl From<&TreeError> for WireError {
 #[derive(Debug)]
 struct Facts {
     vmm: VmmChoice,
+    taps: PoolTaps,
 }
 
 impl DaemonFacts for Facts {
@@ -76,7 +83,7 @@ impl DaemonFacts for Facts {
     }
 
     fn helper(&self) -> BoxFuture<'static, Result<String, String>> {
-        Box::pin(std::future::ready(Err("this daemon has no taps".to_owned())))
+        self.taps.helper()
     }
 }
 
@@ -86,10 +93,11 @@ impl DaemonFacts for Facts {
 /// [`TreeError`].
 pub async fn start(
     paths: Arc<Paths>,
-    config: Arc<Config>,
+    loaded: Loaded,
     runtime: Handle,
     shutdown: CancellationToken,
 ) -> Result<ServerContext, TreeError> {
+    let config = Arc::new(loaded.config.clone());
     let host = HostFacts::probe().map_err(TreeError::Host)?;
     for dir in [paths.vms_dir(), paths.cache_dir.clone()] {
         std::fs::create_dir_all(&dir).map_err(|source| TreeError::Directory { path: dir.clone(), source })?;
@@ -112,11 +120,12 @@ pub async fn start(
 
     let (images, kernels) = (ImageStore::new(paths.images_dir()), KernelStore::new(paths.kernels_dir()));
     let library = StoreLibrary::new(images, kernels, Catalog::built_in(), config.debian_mirror.clone(), agent);
+    let taps = PoolTaps::start(&paths, &loaded, &records)?;
     let ports = Arc::new(HostPorts {
         paths: Arc::clone(&paths),
         vmm: vmm.binary.clone(),
         artifacts: Arc::new(library.clone()),
-        taps: Arc::new(NoTaps),
+        taps: Arc::new(taps.clone()),
     });
     let vm = VmContext { ports: ports.clone(), store: store.clone(), runtime, authorized_keys: Arc::default() };
     let context = RegistryContext { vm, host };
@@ -126,7 +135,7 @@ pub async fn start(
         registry,
         library: Arc::new(library),
         ports,
-        facts: Arc::new(Facts { vmm }),
+        facts: Arc::new(Facts { vmm, taps }),
         store,
         config,
         paths,

@@ -26,21 +26,3 @@ pub trait TapSource: Send + Sync + 'static {
     /// Gives it back; none is fine.
     fn give_back(&self, vm: VmId) -> BoxFuture<'static, ()>;
 }
-
-/// No taps: every VM with a network is refused.
-#[derive(Clone, Copy, Debug)]
-pub struct NoTaps;
-
-impl TapSource for NoTaps {
-    fn lease(&self, _: VmId, _: Option<TapNumber>) -> BoxFuture<'static, Result<TapGrant, WireError>> {
-        Box::pin(std::future::ready(Err(WireError::new(
-            ErrorKind::Host,
-            "there is no network for VMs without bangerd-root",
-        )
-        .hint("`sudo banger daemon root start --owner $USER` starts it; `--net none` does without"))))
-    }
-
-    fn give_back(&self, _: VmId) -> BoxFuture<'static, ()> {
-        Box::pin(std::future::ready(()))
-    }
-}

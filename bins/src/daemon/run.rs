@@ -2,7 +2,7 @@
 
 use super::args::Args;
 use super::{host_error, lock, log, owner};
-use actors::config::Config;
+use actors::config::{Config, Loaded};
 use actors::server::{Listener, SHUTDOWN_GRACE};
 use actors::tree;
 use messages::error::{ErrorKind, WireError};
@@ -43,15 +43,14 @@ pub(super) fn run(args: &Args) -> Result<(), WireError> {
         paths = paths.with_state_dir(absolute);
     }
     paths.check_sockets().map_err(|error| WireError::from_error(ErrorKind::Usage, &error))?;
-    let config =
-        Config::load(&paths.config_file).map_err(|error| WireError::from_error(ErrorKind::Usage, &error))?.config;
+    let loaded = Config::load(&paths.config_file).map_err(|error| WireError::from_error(ErrorKind::Usage, &error))?;
     let lock = lock::take(&paths)?;
-    log::start(&paths.log(), &config.log_level)?;
+    log::start(&paths.log(), &loaded.config.log_level)?;
     tracing::info!(version = build_id(), pid = std::process::id(), state_dir = %paths.state_dir.display(), "starting");
 
     let paths = Arc::new(paths);
     let system = actix::System::with_tokio_rt(runtime);
-    let result = system.block_on(serve(Arc::clone(&paths), Arc::new(config)));
+    let result = system.block_on(serve(Arc::clone(&paths), loaded));
     match &result {
         Ok(()) => tracing::info!("ended; VMs run on"),
         Err(error) => tracing::error!(error = %error, "ended"),
@@ -61,10 +60,10 @@ pub(super) fn run(args: &Args) -> Result<(), WireError> {
     result
 }
 
-async fn serve(paths: Arc<actors::paths::Paths>, config: Arc<Config>) -> Result<(), WireError> {
+async fn serve(paths: Arc<actors::paths::Paths>, loaded: Loaded) -> Result<(), WireError> {
     let shutdown = CancellationToken::new();
     let runtime = tokio::runtime::Handle::current();
-    let context = tree::start(Arc::clone(&paths), config, runtime.clone(), shutdown.clone())
+    let context = tree::start(Arc::clone(&paths), loaded, runtime.clone(), shutdown.clone())
         .await
         .map_err(|error| WireError::from(&error))?;
     let listener = Listener::bind(&paths.socket()).map_err(|error| WireError::from_error(ErrorKind::Host, &error))?;

@@ -16,7 +16,10 @@ enum Event {
     Found(Vec<u16>),
     Refill,
     /// Ends one of the effects under way.
-    End { which: prop::sample::Index, succeeds: bool },
+    End {
+        which: prop::sample::Index,
+        succeeds: bool,
+    },
 }
 
 fn event() -> impl Strategy<Value = Event> {
