@@ -2,7 +2,7 @@
 
 use crate::vm::ports::{Artifacts, TapGrant};
 use futures::future::BoxFuture;
-use messages::error::{ErrorKind, WireError};
+use messages::WireError;
 use messages::ids::{ImageName, KernelName, VmId};
 use messages::privileged::TapNumber;
 

@@ -1,0 +1,93 @@
+//! Wires the tap pool, the network and the helper's client to each other, and to the VMs.
+
+use super::TreeError;
+use super::sources::TapSource;
+use crate::config::Loaded;
+use crate::network::{HostUplink, Network, NetworkSettings, Place};
+use crate::paths::Paths;
+use crate::privileged::{Perform, PrivilegedClient};
+use crate::store::{Phase, VmRecord};
+use crate::taps::{Lease, PoolSettings, Return, TapPool};
+use crate::vm::ports::TapGrant;
+use actix::{Addr, Supervisor};
+use futures::future::BoxFuture;
+use messages::error::{ErrorKind, WireError};
+use messages::ids::VmId;
+use messages::privileged::{PrivilegedOperation, PrivilegedReply, TapNumber};
+
+/// The actors of the network.
+#[derive(Clone, Debug)]
+pub(super) struct PoolTaps {
+    helper: Addr<PrivilegedClient>,
+    pool: Addr<TapPool>,
+}
+
+impl PoolTaps {
+    /// Starts helper client, network and pool. The helper need not be there: whoever wants a tap is told.
+    pub(super) fn start(paths: &Paths, loaded: &Loaded, records: &[VmRecord]) -> Result<Self, TreeError> {
+        let network = NetworkSettings::new(loaded, paths.instance(), place(paths)).map_err(TreeError::Network)?;
+        let socket = paths.root_socket.clone();
+        let helper = Supervisor::start(move |_| PrivilegedClient::new(socket));
+        let (settings, asked) = (network.clone(), helper.clone().recipient::<Perform>());
+        let keeper = Supervisor::start(move |_| Network::new(settings, asked));
+        let settings = PoolSettings {
+            network,
+            size: usize::from(loaded.config.tap_pool_size),
+            uplink: Box::new(HostUplink),
+            leases: leases(records),
+        };
+        let (asked, keeper) = (helper.clone().recipient(), keeper.recipient());
+        let pool = Supervisor::start(move |_| TapPool::new(settings, asked, keeper));
+        Ok(Self { helper, pool })
+    }
+
+    /// The helper's version, or why it cannot be reached.
+    pub(super) fn helper(&self) -> BoxFuture<'static, Result<String, String>> {
+        let helper = self.helper.clone();
+        Box::pin(async move {
+            match helper.send(Perform(PrivilegedOperation::Status)).await {
+                Ok(Ok(PrivilegedReply::Status { build, pid, .. })) => Ok(format!("{build} (pid {pid})")),
+                Ok(Ok(other)) => Err(format!("an unexpected answer: {other:?}")),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(error) => Err(error.to_string()),
+            }
+        })
+    }
+}
+
+/// A state directory of its own makes an instance that lives beside the usual one.
+fn place(paths: &Paths) -> Place {
+    let usual = Paths::resolve(paths.uid, |name| match name {
+        crate::paths::STATE_DIR_ENV => None,
+        name => std::env::var_os(name).map(Into::into),
+    });
+    if usual.is_ok_and(|usual| usual.state_dir == paths.state_dir) { Place::Usual } else { Place::Own }
+}
+
+/// The taps of VMs that may still run on them. A stopped VM asks for its number again; until then others may have it.
+fn leases(records: &[VmRecord]) -> Vec<(VmId, TapNumber)> {
+    let may_run = |record: &&VmRecord| !matches!(record.phase, Phase::Stopped | Phase::Failed);
+    records.iter().filter(may_run).filter_map(|record| Some((record.id, record.tap?))).collect()
+}
+
+impl TapSource for PoolTaps {
+    fn lease(&self, vm: VmId, wanted: Option<TapNumber>) -> BoxFuture<'static, Result<TapGrant, WireError>> {
+        let pool = self.pool.clone();
+        Box::pin(async move {
+            let sent = pool.send(Lease { vm, wanted }).await;
+            let lease = sent.map_err(|error| WireError::from_error(ErrorKind::Unavailable, &error))??;
+            Ok(TapGrant { number: lease.number, name: lease.name.clone(), guest: lease.into() })
+        })
+    }
+
+    fn give_back(&self, vm: VmId) -> BoxFuture<'static, ()> {
+        let pool = self.pool.clone();
+        Box::pin(async move {
+            match pool.send(Return { vm }).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%vm, %error, "cannot take a tap back"),
+                Err(error) => tracing::error!(%vm, %error, "the tap pool is gone"),
+            }
+        })
+    }
+}
