@@ -9,7 +9,7 @@ use nix::unistd::{Pid, Uid};
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -37,7 +37,7 @@ impl TestEnvironment {
         // Not in $TMPDIR: that may be long, and the paths of sockets may not.
         let root = tempfile::Builder::new().prefix("bi").tempdir_in("/tmp").unwrap();
         let environment = Self { root };
-        for dir in ["home", "state", "cache", "run"] {
+        for dir in ["bin", "home", "state", "cache", "run"] {
             fs::create_dir(environment.path(dir)).unwrap();
         }
         environment.give_away();
@@ -85,6 +85,7 @@ impl TestEnvironment {
             .env("BANGER_RUNTIME_DIR", self.path("run"))
             .env("BANGER_CONFIG", self.path("config.toml"))
             .env("BANGER_ROOT_SOCKET", self.path("root.sock"))
+            .env("BANGER_LIBEXEC", self.path("bin"))
             .current_dir(self.path("home"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -95,21 +96,27 @@ impl TestEnvironment {
         command
     }
 
-    /// A program that the ordinary user can start: root's home, where the build may be, is closed to it.
-    fn program(&self, name: &str) -> PathBuf {
-        let built = binary(name);
-        let open = |dir: &Path| dir.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o001 != 0);
-        if !Uid::effective().is_root() || built.ancestors().skip(1).all(open) {
-            return built;
-        }
-        let programs = self.path("bin");
-        if fs::create_dir(&programs).is_ok() {
-            for name in ["banger", "bangerd", "bangerd-root", "banger-emu", "banger-agent"] {
-                fs::copy(binary(name), programs.join(name)).unwrap();
+    /// A program of ours, where its siblings are too and the ordinary user can start it.
+    #[must_use]
+    pub fn program(&self, name: &str) -> PathBuf {
+        let here = self.path("bin").join(name);
+        if !here.exists() {
+            let built = binary(name);
+            // Root's home, where the build may be, is closed to others.
+            let open = |dir: &Path| dir.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o001 != 0);
+            if !Uid::effective().is_root() || built.ancestors().skip(1).all(open) {
+                symlink(&built, &here).unwrap();
+            } else {
+                fs::copy(&built, &here).unwrap();
             }
-            give(&programs);
         }
-        programs.join(name)
+        here
+    }
+
+    /// Has these programs there for each other to find.
+    pub fn programs(&self, names: &[&str]) {
+        let paths: Vec<PathBuf> = names.iter().map(|name| self.program(name)).collect();
+        assert!(paths.iter().all(|path| path.is_file()), "{paths:?}");
     }
 
     /// Runs `banger` to its end, its stdin empty.
@@ -182,8 +189,12 @@ impl Drop for TestEnvironment {
 }
 
 fn give(path: &Path) {
+    // What a symbolic link leads to is not ours.
+    if path.is_symlink() {
+        return;
+    }
     chown(path, Some(ORDINARY), Some(ORDINARY)).unwrap();
-    if path.is_dir() && !path.is_symlink() {
+    if path.is_dir() {
         for entry in fs::read_dir(path).unwrap() {
             give(&entry.unwrap().path());
         }

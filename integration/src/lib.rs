@@ -8,6 +8,7 @@
 pub mod binaries;
 pub mod environment;
 pub mod fakes;
+pub mod machines;
 pub mod output;
 pub mod terminal;
 pub mod wait;

@@ -49,6 +49,8 @@ async fn exchange(stream: UnixStream, context: &Arc<ServerContext>) -> Result<()
             format!("this bangerd belongs to uid {}, and you are uid {}", context.paths.uid, peer.uid()),
         )
         .hint("run banger as the owner, or without BANGER_STATE_DIR for a daemon of your own");
+        // Without a hello the client could not tell these words from noise.
+        send_hello(reader.get_mut()).await?;
         write(&mut reader, None, &ServerFrame::Error(error)).await?;
         return Ok(());
     }

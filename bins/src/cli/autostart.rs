@@ -7,10 +7,9 @@ use super::output::Output;
 use super::sys::own_session;
 use actors::paths::Paths;
 use messages::error::ErrorKind;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
@@ -22,7 +21,7 @@ const RETRY_FIRST: Duration = Duration::from_millis(2);
 const RETRY_MOST: Duration = Duration::from_millis(50);
 /// How much of its log is shown when a daemon fails to start.
 const LOG_LINES: usize = 8;
-const LOG_BYTES: u64 = 16 << 10;
+const LOG_BYTES: usize = 16 << 10;
 
 /// Starts a daemon and connects to it.
 pub(super) async fn start(paths: &Paths, output: Output, owner: Option<&str>) -> Result<UnixStream, Failure> {
@@ -34,8 +33,8 @@ pub(super) async fn start(paths: &Paths, output: Output, owner: Option<&str>) ->
         .hint("`banger daemon start --owner USER` starts one that runs as USER")
         .hint("or run banger as the user who owns the VMs"));
     }
-    let (log, written) = open_log(paths)?;
-    let mut child = spawn(paths, owner, log)?;
+    let log = Log::open(paths, owner)?;
+    let mut child = spawn(paths, owner, &log)?;
     let began = Instant::now();
     let mut exited: Option<ExitStatus> = None;
     let mut pause = RETRY_FIRST;
@@ -53,10 +52,10 @@ pub(super) async fn start(paths: &Paths, output: Output, owner: Option<&str>) ->
         match exited {
             // The lock is held: another daemon is about to listen.
             Some(status) if !late && status.code() == Some(i32::from(ErrorKind::Conflict.exit_code())) => {}
-            Some(status) => return Err(failed(paths, status, written)),
+            Some(status) => return Err(failed(&log, status)),
             None if late => {
                 let sentence = format!("bangerd does not listen after {} s", LISTEN_DEADLINE.as_secs());
-                return Err(with_log(Failure::new(ErrorKind::Timeout, sentence), paths, written));
+                return Err(log.added_to(Failure::new(ErrorKind::Timeout, sentence)));
             }
             None => {}
         }
@@ -65,7 +64,7 @@ pub(super) async fn start(paths: &Paths, output: Output, owner: Option<&str>) ->
     }
 }
 
-fn spawn(paths: &Paths, owner: Option<&str>, log: File) -> Result<Child, Failure> {
+fn spawn(paths: &Paths, owner: Option<&str>, log: &Log) -> Result<Child, Failure> {
     let program = paths.helper_program("bangerd").ok_or_else(|| {
         Failure::new(ErrorKind::Host, "bangerd is not running, and the program `bangerd` is not beside this one")
             .hint("install it next to `banger`, or name its directory in BANGER_LIBEXEC")
@@ -73,60 +72,73 @@ fn spawn(paths: &Paths, owner: Option<&str>, log: File) -> Result<Child, Failure
     let failed_to_start = |error: &std::io::Error| {
         Failure::io(ErrorKind::Host, format!("failed to start `{}`", program.display()), error)
     };
-    let errors = log.try_clone().map_err(|error| failed_to_start(&error))?;
+    let stream = || log.file.try_clone().map_err(|error| failed_to_start(&error));
     let mut command = Command::new(&program);
-    command.arg("--foreground").current_dir("/").stdin(Stdio::null()).stdout(log).stderr(errors);
+    command.arg("--foreground").current_dir("/").stdin(Stdio::null()).stdout(stream()?).stderr(stream()?);
     if let Some(owner) = owner {
         command.args(["--owner", owner]);
     }
     own_session(&mut command).spawn().map_err(|error| failed_to_start(&error))
 }
 
-/// Opens the log for appending, and says how long it is, so that only what this daemon wrote is shown.
-fn open_log(paths: &Paths) -> Result<(File, u64), Failure> {
-    let state = &paths.state_dir;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state).map_err(|error| {
-        Failure::io(ErrorKind::Host, format!("the state directory `{}` cannot be made", state.display()), &error)
-    })?;
-    let log = paths.log();
-    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&log).map_err(|error| {
-        Failure::io(ErrorKind::Host, format!("the state directory `{}` cannot be written", state.display()), &error)
-    })?;
-    let length = file.metadata().map_or(0, |metadata| metadata.len());
-    Ok((file, length))
-}
-
 /// A daemon's own exit code is an error kind's, so the CLI leaves with the same.
-fn failed(paths: &Paths, status: ExitStatus, written: u64) -> Failure {
+fn failed(log: &Log, status: ExitStatus) -> Failure {
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     let known = ErrorKind::ALL.into_iter().find(|kind| Some(kind.exit_code()) == code);
     let sentence = format!("bangerd ended instead of listening ({status})");
-    with_log(Failure::new(known.unwrap_or(ErrorKind::Unavailable), sentence), paths, written)
+    log.added_to(Failure::new(known.unwrap_or(ErrorKind::Unavailable), sentence))
 }
 
-fn with_log(failure: Failure, paths: &Paths, written: u64) -> Failure {
-    let lines = last_lines(&paths.log(), written);
-    let failure = match failure {
-        Failure::Error(mut error) => {
-            error.chain.extend(lines);
-            Failure::Error(error)
+/// Where a new daemon writes, and how long that was before: only what this one wrote is shown.
+#[derive(Debug)]
+struct Log {
+    file: File,
+    before: u64,
+}
+
+impl Log {
+    fn open(paths: &Paths, owner: Option<&str>) -> Result<Self, Failure> {
+        let state = &paths.state_dir;
+        let unusable = |error: &std::io::Error| {
+            let sentence = format!("the state directory `{}` cannot be written", state.display());
+            Failure::io(ErrorKind::Host, sentence, error).hint("make it yours, or choose another with BANGER_STATE_DIR")
+        };
+        if owner.is_some() {
+            // Root makes no files in a user's directories: the daemon opens its log itself once it is that user.
+            let file = memfd_create(c"bangerd.log", MFdFlags::MFD_CLOEXEC).map_err(|errno| unusable(&errno.into()))?;
+            return Ok(Self { file: File::from(file), before: 0 });
         }
-        other => other,
-    };
-    failure.hint("`banger daemon logs` has the whole log").hint("`banger doctor` looks for what is missing")
-}
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state).map_err(|error| unusable(&error))?;
+        let mut options = OpenOptions::new();
+        let file = options.create(true).read(true).append(true).mode(0o600).open(paths.log());
+        let file = file.map_err(|error| unusable(&error))?;
+        let before = file.metadata().map_or(0, |metadata| metadata.len());
+        Ok(Self { file, before })
+    }
 
-/// The last lines written to a log since it was `from` bytes long, without control characters.
-fn last_lines(log: &Path, from: u64) -> Option<String> {
-    let mut file = File::open(log).ok()?;
-    let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(from.max(length.saturating_sub(LOG_BYTES)))).ok()?;
-    let mut bytes = Vec::new();
-    file.take(LOG_BYTES).read_to_end(&mut bytes).ok()?;
-    let text = console::strip_ansi_codes(&String::from_utf8_lossy(&bytes)).into_owned();
-    let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-    let tail = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n    ");
-    (!tail.is_empty()).then_some(tail)
+    /// Adds the last lines to an error's causes.
+    fn added_to(&self, failure: Failure) -> Failure {
+        let failure = match (failure, self.last_lines()) {
+            (Failure::Error(mut error), Some(lines)) => {
+                error.chain.push(lines);
+                Failure::Error(error)
+            }
+            (other, _) => other,
+        };
+        failure.hint("`banger daemon logs` has the whole log, `banger doctor` looks for what is missing")
+    }
+
+    /// The last lines written since the start, without control characters.
+    fn last_lines(&self) -> Option<String> {
+        let length = self.file.metadata().ok()?.len();
+        let mut bytes = vec![0; LOG_BYTES];
+        let from = self.before.max(length.saturating_sub(LOG_BYTES as u64));
+        let read = self.file.read_at(&mut bytes, from).ok()?;
+        let text = console::strip_ansi_codes(&String::from_utf8_lossy(&bytes[..read])).into_owned();
+        let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+        let tail = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n    ");
+        (!tail.is_empty()).then_some(tail)
+    }
 }
 
 #[cfg(test)]
@@ -136,14 +148,15 @@ mod tests {
 
     #[test]
     fn only_the_new_end_of_a_log_is_shown() {
-        let mut log = tempfile::NamedTempFile::new().unwrap();
-        writeln!(log, "old").unwrap();
-        let from = log.as_file().metadata().unwrap().len();
-        assert_eq!(last_lines(log.path(), from), None);
+        let mut file = tempfile::tempfile().unwrap();
+        writeln!(file, "old").unwrap();
+        let before = file.metadata().unwrap().len();
+        let mut log = Log { file, before };
+        assert_eq!(log.last_lines(), None);
         for line in 0..20 {
-            writeln!(log, "\u{1b}[31mline {line}\u{1b}[0m").unwrap();
+            writeln!(log.file, "\u{1b}[31mline {line}\u{1b}[0m").unwrap();
         }
-        let shown = last_lines(log.path(), from).unwrap();
+        let shown = log.last_lines().unwrap();
         assert!(shown.starts_with("line 12\n") && shown.ends_with("line 19"), "{shown}");
     }
 }

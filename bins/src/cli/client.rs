@@ -88,9 +88,14 @@ impl Client {
             FrameError::TooLong { .. } => Failure::usage("the request is too long: fewer or shorter arguments"),
             other => Failure::io(ErrorKind::Internal, "failed to encode the request", &other),
         })?;
-        reader.get_mut().write_all(&bytes).await.map_err(|error| lost(&ReadError::Io(error)))?;
+        // A daemon that refuses us says why and closes, maybe before this is written: its words are read in any case.
+        let sent = reader.get_mut().write_all(&bytes).await;
         loop {
-            let frame = reader.message::<ServerFrame>().await.map_err(|error| lost(&error))?;
+            let frame = match (reader.message::<ServerFrame>().await, &sent) {
+                (Ok(Some(frame)), _) => Some(frame),
+                (_, Err(_)) => None,
+                (read, Ok(())) => read.map_err(|error| lost(&error))?,
+            };
             match frame {
                 Some(ServerFrame::Progress(step)) => progress.show(&step),
                 Some(ServerFrame::Reply { reply, descriptors }) => {
@@ -117,9 +122,8 @@ impl Client {
         let greeting = async {
             let hello = frame::encode(&Hello::ours(), HELLO_FRAME_MAX)?;
             // A daemon that refuses may close before it reads: its hello says why, so that is read in any case.
-            let sent = reader.get_mut().write_all(&hello).await;
-            reader.hello().await?;
-            Ok::<(), ReadError>(sent?)
+            drop(reader.get_mut().write_all(&hello).await);
+            reader.hello().await.map(drop)
         };
         match tokio::time::timeout(HELLO_DEADLINE, greeting).await {
             Ok(Ok(())) => Ok(reader),

@@ -4,11 +4,12 @@ use super::args::{DaemonCommand, DaemonStartArgs};
 use super::client::{Absent, Client, connect, unexpected};
 use super::failure::{Failure, Outcome};
 use super::{autostart, helper, human, json, logs, table};
+use actors::paths::Paths;
 use messages::error::ErrorKind;
 use messages::reply::{DaemonStatus, Reply};
 use messages::request::RequestBody;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, Uid};
+use nix::unistd::{Pid, Uid, User};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -75,18 +76,37 @@ fn show(client: &Client, status: &DaemonStatus) -> Result<(), Failure> {
 }
 
 async fn start(client: &Client, args: DaemonStartArgs) -> Outcome {
-    if args.owner.is_some() && !Uid::effective().is_root() {
-        return Err(Failure::usage("`--owner` is for root; without it the daemon runs as you"));
-    }
-    if connect(&client.paths).await?.is_some() {
-        // A daemon of another version is worth an error here too.
-        drop(client.open(Absent::Fail).await?);
+    let root = Uid::effective().is_root();
+    let paths = match &args.owner {
+        Some(_) if !root => {
+            return Err(Failure::usage("`--owner` is for root; without it the daemon runs as you"));
+        }
+        Some(owner) => owners_paths(owner)?,
+        None => client.paths.clone(),
+    };
+    if connect(&paths).await?.is_some() {
+        if args.owner.is_none() {
+            // A daemon of another version is worth an error here too; another user's does not answer root.
+            drop(client.open(Absent::Fail).await?);
+        }
         client.output.remark("bangerd runs already");
         return Ok(0);
     }
-    drop(autostart::start(&client.paths, client.output, args.owner.as_deref()).await?);
-    client.output.remark(&format!("bangerd listens at `{}`", client.paths.socket().display()));
+    drop(autostart::start(&paths, client.output, args.owner.as_deref()).await?);
+    client.output.remark(&format!("bangerd listens at `{}`", paths.socket().display()));
     Ok(0)
+}
+
+/// The paths of another user, as the daemon finds them once it is that user.
+fn owners_paths(owner: &str) -> Result<Paths, Failure> {
+    let user = User::from_name(owner).ok().flatten();
+    let user = user.ok_or_else(|| Failure::usage(format!("there is no user `{owner}`")))?;
+    let paths = Paths::resolve(user.uid.as_raw(), |name| match name {
+        "HOME" => Some(user.dir.clone()),
+        name if name.starts_with("XDG_") => None,
+        name => std::env::var_os(name).map(Into::into),
+    });
+    paths.map_err(|error| Failure::io_only(ErrorKind::Usage, &error))
 }
 
 async fn stop(client: &Client) -> Outcome {
