@@ -1,21 +1,59 @@
 //! `banger-agent`: as PID 1 the `/init` of a guest, as its child the keeper and the agent, with `--process` a test machine.
 
+use guest::machine::guest as guest_machine;
 use guest::machine::process::{self, Link};
+use guest::{init, keeper, sys};
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: banger-agent --process --link SOCKET --root DIRECTORY\n\
                      As PID 1 it boots a banger guest.";
 
 fn main() -> ExitCode {
-    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let arguments: Vec<OsString> = std::env::args_os().collect();
     log_to_stderr();
-    let Some((link, root)) = process_arguments(&arguments) else { return fail(USAGE) };
-    match run(process::run(&link, &root)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&format!("banger-agent: {error}")),
+    match role(&arguments) {
+        Some(Role::Init) => match init::run() {
+            Ok(never) => match never {},
+            Err(error) => init::give_up(&error),
+        },
+        Some(Role::Shutdown(verb)) => init::run_shutdown(&verb),
+        Some(Role::Keeper(link)) => {
+            init::survive_signals();
+            keeper::run(&link)
+        }
+        Some(Role::Agent(link, restarts)) => finish(run(guest_machine::run(link, restarts))),
+        Some(Role::Process(link, root)) => finish(run(process::run(&link, &root))),
+        None => fail(USAGE),
+    }
+}
+
+enum Role {
+    Init,
+    Shutdown(String),
+    Keeper(OwnedFd),
+    Agent(OwnedFd, u32),
+    Process(Link, PathBuf),
+}
+
+fn role(arguments: &[OsString]) -> Option<Role> {
+    let text = |index: usize| arguments.get(index).and_then(|argument| argument.to_str());
+    let inherited = |index: usize| sys::inherit(text(index)?.parse().ok()?).ok();
+    if std::process::id() == 1 {
+        let name = arguments.first().map(Path::new).and_then(Path::file_name);
+        // The kernel's own arguments may hold anything, so as /init none is looked at.
+        return Some(match name.is_some_and(|name| name == "shutdown") {
+            true => Role::Shutdown(text(1).unwrap_or("reboot").to_owned()),
+            false => Role::Init,
+        });
+    }
+    match text(1)? {
+        "--keeper" => Some(Role::Keeper(inherited(2)?)),
+        "--agent" => Some(Role::Agent(inherited(2)?, text(3)?.parse().ok()?)),
+        _ => process_arguments(&arguments[1..]).map(|(link, root)| Role::Process(link, root)),
     }
 }
 
@@ -40,6 +78,13 @@ fn process_arguments(arguments: &[OsString]) -> Option<(Link, PathBuf)> {
 
 fn log_to_stderr() {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false).init();
+}
+
+fn finish(result: std::io::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&format!("banger-agent: {error}")),
+    }
 }
 
 fn fail(message: &str) -> ExitCode {

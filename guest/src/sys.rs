@@ -223,3 +223,41 @@ pub fn watch(fd: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd returns the same open descriptor for as long as it lives, and the AsyncFd owns it.
     Ok(unsafe { tokio::io::unix::AsyncFd::register(fd) }?)
 }
+
+/// Waits for any blocked signal; `None` where the wait was interrupted.
+#[must_use]
+pub fn wait_for_signal() -> Option<i32> {
+    let mut number: libc::c_int = 0;
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigfillset writes the whole set; sigwait only reads it and writes one int.
+    let failed = unsafe {
+        libc::sigfillset(set.as_mut_ptr());
+        libc::sigwait(set.as_ptr(), &raw mut number)
+    };
+    (failed == 0).then_some(number)
+}
+
+extern "C" fn nothing(_: libc::c_int) {}
+
+/// Gives a signal a handler that does nothing. Unlike an ignored signal it has its default again after exec.
+///
+/// # Errors
+/// The signal cannot be caught.
+pub fn do_nothing_on(signal: nix::sys::signal::Signal) -> io::Result<()> {
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
+    let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
+    // SAFETY: the handler touches nothing, so it is safe in every context.
+    unsafe { sigaction(signal, &action) }?;
+    Ok(())
+}
+
+/// Mixes what was added to the pool into what is handed out, at once: after a fork two guests must differ.
+///
+/// # Errors
+/// Not root.
+pub fn reseed(random: BorrowedFd<'_>) -> io::Result<()> {
+    // linux/random.h: _IO('R', 7)
+    const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+    // SAFETY: the call has no memory argument.
+    check(libc::c_long::from(unsafe { libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG) })).map(drop)
+}

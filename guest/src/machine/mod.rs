@@ -1,8 +1,11 @@
 //! The machine that an agent lives in: a guest, or for tests a directory of a host. Does what the agent was asked to do to it.
 
+pub mod ending;
+pub mod guest;
 pub mod process;
 
 use crate::agent::Agent;
+use guest::GuestMachine;
 use messages::error::WireError;
 use messages::guest::{BootSpec, StopKind};
 use process::ProcessMachine;
@@ -14,6 +17,7 @@ use std::time::Duration;
 #[derive(Debug)]
 pub enum Machine {
     Process(ProcessMachine),
+    Guest(GuestMachine),
 }
 
 impl Machine {
@@ -27,6 +31,7 @@ impl Machine {
                 machine.boot(agent, spec);
                 Ok(())
             }
+            Self::Guest(machine) => Ok(machine.boot(agent, spec).await?),
         }
     }
 
@@ -34,9 +39,10 @@ impl Machine {
     ///
     /// # Errors
     /// What failed.
-    pub async fn identify_anew(&self, _spec: BootSpec) -> Result<(), WireError> {
+    pub async fn identify_anew(&self, spec: BootSpec) -> Result<(), WireError> {
         match self {
             Self::Process(_) => Ok(()),
+            Self::Guest(machine) => Ok(machine.identify_anew(spec).await?),
         }
     }
 
@@ -44,17 +50,19 @@ impl Machine {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn set_clock(&self, _unix_ns: u64) -> io::Result<()> {
+    pub fn set_clock(&self, unix_ns: u64) -> io::Result<()> {
         match self {
             // The host's own clock is right.
             Self::Process(_) => Ok(()),
+            Self::Guest(_) => crate::identity::set_clock(unix_ns),
         }
     }
 
     /// Ends the machine, within `deadline`.
-    pub async fn stop(&self, agent: &Arc<Agent>, kind: StopKind, _deadline: Duration) {
+    pub async fn stop(&self, agent: &Arc<Agent>, kind: StopKind, deadline: Duration) {
         match self {
             Self::Process(machine) => machine.stop(agent, kind).await,
+            Self::Guest(machine) => machine.stop(agent, kind, deadline).await,
         }
     }
 }

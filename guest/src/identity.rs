@@ -1,0 +1,239 @@
+//! Who the guest is, written where its programs look. Given at each boot, so files are written only where they differ. For a
+//! process that has entered the guest's root: no path leads outside.
+
+use messages::guest::{BootSpec, GuestNetwork};
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+/// Runtime files of the agent, host keys among them.
+pub const RUNTIME_DIRECTORY: &str = "/run/banger";
+/// Marks the one line of `/etc/hosts` that is ours.
+const HOSTS_MARK: &str = "# banger";
+
+/// Says which part of an identity was not taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    #[error("failed to write `{path}`")]
+    Write { path: String, source: io::Error },
+    #[error("failed to set the host name")]
+    HostName(#[source] io::Error),
+    #[error("failed to set the clock")]
+    Clock(#[source] io::Error),
+    #[error("failed to seed the random pool")]
+    Entropy(#[source] io::Error),
+}
+
+/// Time and randomness: needs no root, and everything else wants them.
+///
+/// # Errors
+/// [`IdentityError`].
+pub fn wake(clock_unix_ns: u64, entropy: &[u8; 32]) -> Result<(), IdentityError> {
+    set_clock(clock_unix_ns).map_err(IdentityError::Clock)?;
+    let seed = || -> io::Result<()> {
+        let random = fs::File::open("/dev/urandom")?;
+        crate::sys::add_entropy(random.as_fd(), entropy)?;
+        crate::sys::reseed(random.as_fd())
+    };
+    seed().map_err(IdentityError::Entropy)
+}
+
+/// Sets the wall clock.
+///
+/// # Errors
+/// The kernel's.
+pub fn set_clock(unix_ns: u64) -> io::Result<()> {
+    let time = std::time::Duration::from_nanos(unix_ns);
+    Ok(nix::time::clock_settime(nix::time::ClockId::CLOCK_REALTIME, time.into())?)
+}
+
+/// Everything else of the spec that is a name or a file.
+///
+/// # Errors
+/// [`IdentityError`].
+pub fn assume(spec: &BootSpec) -> Result<(), IdentityError> {
+    let name = spec.name.as_str();
+    nix::unistd::sethostname(name).map_err(|error| IdentityError::HostName(error.into()))?;
+    directory(Path::new("/etc"), 0o755)?;
+    write("/etc/hostname", format!("{name}\n").as_bytes(), 0o644)?;
+    write("/etc/machine-id", format!("{}\n", spec.machine_id).as_bytes(), 0o444)?;
+    let hosts = fs::read_to_string("/etc/hosts").unwrap_or_default();
+    write("/etc/hosts", hosts_file(&hosts, name, spec.network.as_ref()).as_bytes(), 0o644)?;
+    if let Some(network) = &spec.network {
+        write_resolvers("/etc/resolv.conf", network)?;
+    }
+    directory(Path::new(RUNTIME_DIRECTORY), 0o700)?;
+    write_ssh(spec)
+}
+
+fn hosts_file(old: &str, name: &str, network: Option<&GuestNetwork>) -> String {
+    let mut lines: Vec<&str> = old.lines().filter(|line| !line.ends_with(HOSTS_MARK)).collect();
+    if !lines.iter().any(|line| line.split_ascii_whitespace().skip(1).any(|word| word == "localhost")) {
+        lines.insert(0, "::1 localhost ip6-localhost ip6-loopback");
+        lines.insert(0, "127.0.0.1 localhost");
+    }
+    let address = network.map_or_else(|| "127.0.1.1".to_owned(), |network| network.address.to_string());
+    format!("{}\n{address} {name}.vm {name} {HOSTS_MARK}\n", lines.join("\n"))
+}
+
+fn resolver_file(network: &GuestNetwork) -> String {
+    let servers = network.resolvers.iter().map(|resolver| format!("nameserver {resolver}\n"));
+    servers.chain(std::iter::once("search vm\n".to_owned())).collect()
+}
+
+/// The file is often a link to one that a resolver's daemon would make later.
+fn write_resolvers(path: &str, network: &GuestNetwork) -> Result<(), IdentityError> {
+    let content = resolver_file(network);
+    match write(path, content.as_bytes(), 0o644) {
+        Err(IdentityError::Write { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            let target = fs::read_link(path).map_err(|source| IdentityError::Write { path: path.into(), source })?;
+            let target = Path::new("/etc").join(target);
+            if let Some(parent) = target.parent() {
+                directory(parent, 0o755)?;
+            }
+            write(path, content.as_bytes(), 0o644)
+        }
+        other => other,
+    }
+}
+
+/// Host keys and sshd's configuration, and the key that opens the door.
+fn write_ssh(spec: &BootSpec) -> Result<(), IdentityError> {
+    let mut config = String::from(SSHD_CONFIG);
+    for (index, key) in spec.ssh_host_keys.iter().enumerate() {
+        let path = format!("{RUNTIME_DIRECTORY}/ssh_host_key_{index}");
+        write(&path, key.private.as_bytes(), 0o600)?;
+        write(&format!("{path}.pub"), format!("{}\n", key.public.trim_end()).as_bytes(), 0o644)?;
+        config.push_str(&format!("HostKey {path}\n"));
+    }
+    write(&format!("{RUNTIME_DIRECTORY}/sshd_config"), config.as_bytes(), 0o600)?;
+    if spec.authorized_keys.is_empty() {
+        return Ok(());
+    }
+    // What StrictModes wants of every directory on the way.
+    directory(Path::new("/root"), 0o700)?;
+    own(Path::new("/root"), 0o755)?;
+    directory(Path::new("/root/.ssh"), 0o700)?;
+    own(Path::new("/root/.ssh"), 0o700)?;
+    let path = "/root/.ssh/authorized_keys";
+    let old = fs::read_to_string(path).unwrap_or_default();
+    write(path, with_keys(&old, &spec.authorized_keys).as_bytes(), 0o600)?;
+    own(Path::new(path), 0o600)
+}
+
+const SSHD_CONFIG: &str = "\
+# Written by banger-agent at each boot; changes are lost.
+PermitRootLogin prohibit-password
+PubkeyAuthentication yes
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+AuthorizedKeysFile /root/.ssh/authorized_keys
+StrictModes yes
+UsePAM yes
+PrintMotd no
+MaxSessions 1000
+AcceptEnv LANG LC_*
+Subsystem sftp internal-sftp
+";
+
+/// The user's own keys stay.
+fn with_keys(old: &str, keys: &[String]) -> String {
+    let mut lines: Vec<&str> = old.lines().collect();
+    for key in keys {
+        let key = key.trim();
+        if !lines.iter().any(|line| line.trim() == key) {
+            lines.push(key);
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+/// Root's, with at most these permissions.
+fn own(path: &Path, mode: u32) -> Result<(), IdentityError> {
+    let owned = || -> io::Result<()> {
+        std::os::unix::fs::chown(path, Some(0), Some(0))?;
+        let old = fs::metadata(path)?.permissions().mode() & 0o7777;
+        if old & mode != old { fs::set_permissions(path, fs::Permissions::from_mode(old & mode)) } else { Ok(()) }
+    };
+    owned().map_err(|source| IdentityError::Write { path: path.display().to_string(), source })
+}
+
+/// Makes a directory and its parents where they are missing.
+///
+/// # Errors
+/// [`IdentityError::Write`].
+pub fn directory(path: &Path, mode: u32) -> Result<(), IdentityError> {
+    let made = fs::DirBuilder::new().recursive(true).mode(mode).create(path);
+    made.map_err(|source| IdentityError::Write { path: path.display().to_string(), source })
+}
+
+/// Writes a file where its content differs: an unchanged identity costs the disk nothing.
+///
+/// # Errors
+/// [`IdentityError::Write`].
+pub fn write(path: &str, content: &[u8], mode: u32) -> Result<(), IdentityError> {
+    if fs::read(path).is_ok_and(|old| old == content) {
+        return Ok(());
+    }
+    let put = || -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(PathBuf::from(path))?;
+        file.write_all(content)
+    };
+    put().map_err(|source| IdentityError::Write { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+
+    fn network() -> GuestNetwork {
+        GuestNetwork {
+            mac: [6, 0, 0, 0, 0, 1],
+            address: Ipv4Addr::new(198, 51, 100, 2),
+            prefix: 24,
+            gateway: Ipv4Addr::new(198, 51, 100, 1),
+            mtu: None,
+            resolvers: vec![Ipv4Addr::new(198, 51, 100, 1), Ipv4Addr::new(192, 0, 2, 1)],
+        }
+    }
+
+    #[test]
+    fn the_hosts_file_keeps_what_users_wrote_and_changes_its_own_line_only() {
+        let first = hosts_file("127.0.0.1\tlocalhost\n192.0.2.7 mine\n", "old", None);
+        assert_eq!(first, "127.0.0.1\tlocalhost\n192.0.2.7 mine\n127.0.1.1 old.vm old # banger\n");
+        let second = hosts_file(&first, "new", Some(&network()));
+        assert_eq!(second, "127.0.0.1\tlocalhost\n192.0.2.7 mine\n198.51.100.2 new.vm new # banger\n");
+        assert_eq!(hosts_file(&second, "new", Some(&network())), second);
+        assert!(hosts_file("", "x", None).starts_with("127.0.0.1 localhost\n::1 localhost"));
+    }
+
+    #[test]
+    fn resolvers_are_listed_in_order() {
+        assert_eq!(resolver_file(&network()), "nameserver 198.51.100.1\nnameserver 192.0.2.1\nsearch vm\n");
+    }
+
+    #[test]
+    fn keys_are_added_once() {
+        let keys = ["ssh-ed25519 AAAA managed".to_owned()];
+        let once = with_keys("ssh-rsa BBBB mine\n", &keys);
+        assert_eq!(once, "ssh-rsa BBBB mine\nssh-ed25519 AAAA managed\n");
+        assert_eq!(with_keys(&once, &keys), once);
+    }
+
+    #[test]
+    fn files_are_written_where_they_differ() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        let name = path.to_str().unwrap();
+        write(name, b"one", 0o600).unwrap();
+        let written = fs::metadata(&path).unwrap();
+        assert_eq!(written.permissions().mode() & 0o777, 0o600);
+        write(name, b"one", 0o600).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), written.modified().unwrap());
+        write(name, b"two", 0o600).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+    }
+}

@@ -1,0 +1,114 @@
+//! banger-emu's virtio-serial port as a byte stream that has no end: a host that is away comes back. Knows no frames.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+/// While the host is away the port reads as ended at once, so it is looked at again after this.
+const AWAY_PAUSE: Duration = Duration::from_millis(10);
+
+/// The device of the port with this name, where there is one.
+#[must_use]
+pub fn find(name: &str) -> Option<PathBuf> {
+    find_in(Path::new("/sys/class/virtio-ports"), name)
+}
+
+fn find_in(class: &Path, name: &str) -> Option<PathBuf> {
+    fs::read_dir(class).ok()?.flatten().find_map(|entry| {
+        let own = fs::read_to_string(entry.path().join("name")).ok()?;
+        (own.trim() == name).then(|| Path::new("/dev").join(entry.file_name()))
+    })
+}
+
+/// An open port.
+#[derive(Debug)]
+pub struct SerialPort {
+    fd: AsyncFd<OwnedFd>,
+    /// Runs while the host is away.
+    away: Option<Pin<Box<Sleep>>>,
+}
+
+impl SerialPort {
+    /// Opens a port; only one process can.
+    ///
+    /// # Errors
+    /// It is open elsewhere, or not there.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file: File = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+        Ok(Self { fd: crate::sys::watch(file.into())?, away: None })
+    }
+
+    fn poll_away(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(away) = &mut self.away {
+            ready!(away.as_mut().poll(cx));
+            self.away = None;
+        }
+        Poll::Ready(())
+    }
+}
+
+impl AsyncRead for SerialPort {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.poll_away(cx));
+            let read = {
+                let mut ready = ready!(self.fd.poll_read_ready(cx))?;
+                let unfilled = buffer.initialize_unfilled();
+                ready.try_io(|fd| Ok(nix::unistd::read(fd, unfilled)?))
+            };
+            match read {
+                Ok(Ok(0)) => self.away = Some(Box::pin(tokio::time::sleep(AWAY_PAUSE))),
+                Ok(Ok(length)) => {
+                    buffer.advance(length);
+                    return Poll::Ready(Ok(()));
+                }
+                Ok(Err(error)) => return Poll::Ready(Err(error)),
+                Err(_would_block) => {}
+            }
+        }
+    }
+}
+
+impl AsyncWrite for SerialPort {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let mut ready = ready!(self.fd.poll_write_ready(cx))?;
+            if let Ok(result) = ready.try_io(|fd| Ok(nix::unistd::write(fd, bytes)?)) {
+                return Poll::Ready(result);
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_found_by_its_name() {
+        let class = tempfile::tempdir().unwrap();
+        for (device, name) in [("vport0p1", "other"), ("vport1p3", "banger.0")] {
+            fs::create_dir(class.path().join(device)).unwrap();
+            fs::write(class.path().join(device).join("name"), format!("{name}\n")).unwrap();
+        }
+        assert_eq!(find_in(class.path(), "banger.0"), Some(PathBuf::from("/dev/vport1p3")));
+        assert_eq!(find_in(class.path(), "none"), None);
+        assert_eq!(find_in(Path::new("/no/such/class"), "none"), None);
+    }
+}
