@@ -178,7 +178,8 @@ pub fn write(path: &str, content: &[u8], mode: u32) -> Result<(), IdentityError>
         return Ok(());
     }
     let put = || -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(PathBuf::from(path))?;
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(PathBuf::from(path))?;
         file.write_all(content)
     };
     put().map_err(|source| IdentityError::Write { path: path.to_owned(), source })

@@ -98,7 +98,10 @@ fn start_keeper(link: &UnixStream) -> io::Result<()> {
 
 fn provide_shutdown_program() {
     let provide = || -> io::Result<()> {
-        fs::create_dir_all(SHUTDOWN_DIRECTORY)?;
+        // systemd-shutdown moves its mounts there, and gives up where one of these is missing.
+        for name in ["dev", "proc", "run", "sys", "oldroot"] {
+            fs::create_dir_all(Path::new(SHUTDOWN_DIRECTORY).join(name))?;
+        }
         fs::hard_link("/init", Path::new(SHUTDOWN_DIRECTORY).join("shutdown"))
     };
     if let Err(error) = provide() {
@@ -157,7 +160,11 @@ fn reap() -> ! {
     loop {
         let signal = sys::wait_for_signal();
         match signal {
-            Some(libc::SIGCHLD) | None => while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status != WaitStatus::StillAlive) {},
+            Some(libc::SIGCHLD) | None => {
+                while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status != WaitStatus::StillAlive)
+                {
+                }
+            }
             Some(number) => {
                 if let Some(verb) = power::verb_of_signal(number) {
                     power::tell_agent(verb);
@@ -178,7 +185,8 @@ pub fn run_shutdown(verb: &str) -> ! {
 
 /// What the machine prints last when PID 1 cannot go on.
 pub fn give_up(error: &dyn std::error::Error) -> ! {
-    let chain: Vec<String> = std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect();
+    let chain: Vec<String> =
+        std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect();
     if let Ok(mut console) = File::options().write(true).open("/dev/console") {
         drop(writeln!(console, "banger-agent: {}", chain.join(": ")));
     }

@@ -102,8 +102,22 @@ pub fn build(drives: &Drives) -> Result<Below, MountError> {
         off_overlay.push((target, directory_of(&path)?));
     }
     let options = format!("lowerdir={IMAGE},upperdir={DISK}/upper,workdir={DISK}/work,redirect_dir=on");
-    attach("overlay", NEW_ROOT, Some("overlay"), MsFlags::empty(), &options)?;
+    attach_overlay(&options, deadline)?;
     Ok(Below { disk: directory_of(DISK)?, off_overlay, shutdown: directory_of(SHUTDOWN_DIRECTORY).ok(), modules })
+}
+
+/// PID 1 may still be loading the overlay's module: until it is there the kernel knows no such file system.
+fn attach_overlay(options: &str, deadline: Instant) -> Result<(), MountError> {
+    loop {
+        match attach("overlay", NEW_ROOT, Some("overlay"), MsFlags::empty(), options) {
+            Err(MountError::Mount { source, .. })
+                if source.raw_os_error() == Some(libc::ENODEV) && Instant::now() < deadline =>
+            {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Makes a directory the root of this process, all of its threads included.
@@ -153,7 +167,8 @@ fn bind(source: &OwnedFd, target: &str) -> Result<(), MountError> {
 
 fn furnish_modules(device: &str) -> Result<(), MountError> {
     let version = nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned());
-    let version = version.map_err(|error| MountError::Make { path: "/usr/lib/modules".into(), source: error.into() })?;
+    let version =
+        version.map_err(|error| MountError::Make { path: "/usr/lib/modules".into(), source: error.into() })?;
     let target = format!("/usr/lib/modules/{version}");
     make_directory(Path::new(&target), 0o755)?;
     attach(device, &target, Some("ext4"), MsFlags::MS_RDONLY, "")?;
@@ -171,7 +186,8 @@ fn furnish_modules(device: &str) -> Result<(), MountError> {
 pub fn furnish_without_init() {
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     for (kind, target, options) in [("cgroup2", "/sys/fs/cgroup", "nsdelegate"), ("mqueue", "/dev/mqueue", "")] {
-        let made = make_directory(Path::new(target), 0o755).and_then(|()| attach(kind, target, Some(kind), quiet, options));
+        let made =
+            make_directory(Path::new(target), 0o755).and_then(|()| attach(kind, target, Some(kind), quiet, options));
         if let Err(error) = made {
             tracing::warn!(%error, "a convenience of the kernel is missing");
         }

@@ -1,7 +1,7 @@
 //! The guest's interfaces, by rtnetlink: loopback up, and the one interface of the spec as it says. Writes no file.
 
-use messages::guest::GuestNetwork;
 use futures::TryStreamExt as _;
+use messages::guest::GuestNetwork;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use std::net::{IpAddr, Ipv4Addr};

@@ -92,7 +92,7 @@ pub async fn run(pid_1: OwnedFd, restarts: u32) -> io::Result<()> {
         tracing::warn!(%error, "the agent is not preferred when memory runs out");
     }
     let machine = GuestMachine { pid_1, record: Mutex::default(), ending: Ending::default() };
-    let agent = Agent::new(super::Machine::Guest(machine), restarts);
+    let agent = Agent::new(super::Machine::Guest(Box::new(machine)), restarts);
     let super::Machine::Guest(machine) = agent.machine() else { unreachable!("made above") };
     machine.resume(&agent);
     let attach = if restarts == 0 { Attach::Fresh } else { Attach::Resumed };

@@ -17,7 +17,7 @@ use std::time::Duration;
 #[derive(Debug)]
 pub enum Machine {
     Process(ProcessMachine),
-    Guest(GuestMachine),
+    Guest(Box<GuestMachine>),
 }
 
 impl Machine {
