@@ -190,12 +190,11 @@ impl Guard {
         if let Err(error) = process.kill_and_wait(KILL_TIMEOUT).await {
             tracing::error!(vm = %files.vm(), pid = process.pid(), %error, "cannot end a VMM that failed to start");
         }
-        // If it died by itself, that is the reason, and the broken connection only its sign.
+        // If it died by itself, that is the reason, and the broken connection only its sign. (SIGKILL may have been ours.)
         let cause = match (cause, process.exit()) {
-            (Cause::Api(ApiError::Broken { .. } | ApiError::Connect { .. }), Some(exit @ Exit::Code(_))) => {
-                Cause::Died(exit)
-            }
-            (cause, _) => cause,
+            (cause, Some(Exit::Signal(9) | Exit::Unknown) | None) => cause,
+            (Cause::Api(ApiError::Broken { .. } | ApiError::Connect { .. }), Some(exit)) => Cause::Died(exit),
+            (cause, Some(_)) => cause,
         };
         failed(files, step, cause)
     }
