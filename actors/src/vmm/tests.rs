@@ -141,7 +141,7 @@ async fn a_vmm_has_its_own_session_and_nothing_of_ours() {
     let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
     let names = environment.split(|byte| *byte == 0).filter(|it| !it.is_empty()).map(String::from_utf8_lossy);
     for name in names.map(|it| it.split('=').next().unwrap().to_owned()) {
-        let known = ["PATH", "HOME", "TMPDIR", "XDG_RUNTIME_DIR", "RUST_BACKTRACE", "PWD"].contains(&name.as_str());
+        let known = ["PATH", "HOME", "TMPDIR", "XDG_RUNTIME_DIR", "RUST_BACKTRACE", "BANGER_QEMU", "PWD"].contains(&name.as_str());
         assert!(known || name.starts_with("BANGER_EMU_"), "{name} was passed on");
     }
     let record = fs::read_to_string(place.files.lock()).unwrap();
@@ -324,10 +324,13 @@ async fn nothing_is_found_where_nothing_lives_and_the_remains_go() {
     // As after a crash of the host: files, and a record of a number that somebody else has now.
     let ours = std::process::id();
     fs::write(place.files.lock(), format!("0707070707070707 {ours} {}\n", stat_start_time(ours))).unwrap();
-    for socket in [place.files.api_socket(), place.files.vsock()] {
+    let emulators = place.files.dir().join("api.sock.q");
+    for socket in [place.files.api_socket(), place.files.vsock(), emulators, place.files.agent_socket()] {
         drop(std::os::unix::net::UnixListener::bind(socket).unwrap());
     }
     assert!(adopt(&place.files).await.unwrap().is_none());
+    // What the agent dials is not the VMM's.
+    fs::remove_file(place.files.agent_socket()).unwrap();
     place.assert_clean();
 }
 

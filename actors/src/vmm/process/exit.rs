@@ -10,6 +10,8 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -207,15 +209,27 @@ pub(super) fn kill_by_id(pid: u32) {
 
 /// Removes the sockets of a VMM that is dead, and the lock file last.
 pub(super) fn remove_remains(files: &VmFiles, lock: Lock) {
-    let sockets = [files.api_socket(), files.vsock()];
-    for result in sockets.iter().map(|path| remove_if_there(path)).chain([lock.remove()]) {
+    for result in [remove_sockets(files), lock.remove()] {
         if let Err(error) = result {
             tracing::warn!(vm = %files.vm(), %error, "cannot remove what a VMM left");
         }
     }
 }
 
-pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
+/// Removes every socket but those that the daemon listens on, for the guest: banger-emu has more than the two of the API,
+/// and one that is killed cannot remove them.
+pub(super) fn remove_sockets(files: &VmFiles) -> io::Result<()> {
+    let listened_on = format!("{}_", files.vsock().file_name().unwrap_or_default().display());
+    for entry in std::fs::read_dir(files.dir())? {
+        let entry = entry?;
+        if entry.file_type()?.is_socket() && !entry.file_name().as_bytes().starts_with(listened_on.as_bytes()) {
+            remove_if_there(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,

@@ -1,6 +1,6 @@
 //! Starts a VMM, or finds one that an earlier daemon started.
 
-use super::exit::{HELPERS_GRACE, Kinship, Process, kill_by_id, remove_if_there, remove_remains};
+use super::exit::{HELPERS_GRACE, Kinship, Process, kill_by_id, remove_remains, remove_sockets};
 use super::lock::{Attempt, Lock, Record, holders, holds, leads_session, read_record, start_time};
 use crate::vmm::files::VmFiles;
 use actors_sys::detached::Detached;
@@ -19,7 +19,7 @@ use tokio::task::spawn_blocking;
 
 /// The variables that a VMM gets, beside those that begin with [`EMULATOR_PREFIX`]: where to find QEMU and to put scratch
 /// files, and how to report a panic.
-const PASSED_ON: [&str; 5] = ["PATH", "HOME", "TMPDIR", "XDG_RUNTIME_DIR", "RUST_BACKTRACE"];
+const PASSED_ON: [&str; 6] = ["PATH", "HOME", "TMPDIR", "XDG_RUNTIME_DIR", "RUST_BACKTRACE", "BANGER_QEMU"];
 /// banger-emu's own variables.
 const EMULATOR_PREFIX: &str = "BANGER_EMU_";
 /// How long a lock may be held by a process that cannot be found: one that is between its fork and its exec, or dying.
@@ -101,9 +101,7 @@ fn start_locked(
     arguments: &[OsString],
 ) -> Result<(u32, OwnedFd), ProcessError> {
     // The VMM refuses to start where its sockets exist.
-    for path in [files.api_socket(), files.vsock()] {
-        remove_if_there(&path).map_err(|source| ProcessError::File { path, source })?;
-    }
+    remove_sockets(files).map_err(|source| ProcessError::File { path: files.dir().to_owned(), source })?;
     let log = files.log();
     let output = OpenOptions::new().append(true).create(true).mode(0o600).open(&log);
     let output = output.and_then(|file| file.set_len(0).map(|()| file));
