@@ -141,7 +141,8 @@ async fn a_vmm_has_its_own_session_and_nothing_of_ours() {
     let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
     let names = environment.split(|byte| *byte == 0).filter(|it| !it.is_empty()).map(String::from_utf8_lossy);
     for name in names.map(|it| it.split('=').next().unwrap().to_owned()) {
-        let known = ["PATH", "HOME", "TMPDIR", "XDG_RUNTIME_DIR", "RUST_BACKTRACE", "BANGER_QEMU", "PWD"].contains(&name.as_str());
+        let known = ["PATH", "HOME", "TMPDIR", "XDG_RUNTIME_DIR", "RUST_BACKTRACE", "BANGER_QEMU", "PWD"]
+            .contains(&name.as_str());
         assert!(known || name.starts_with("BANGER_EMU_"), "{name} was passed on");
     }
     let record = fs::read_to_string(place.files.lock()).unwrap();
