@@ -537,3 +537,18 @@ impl Handle {
         Arc::clone(&self.watch.borrow().view)
     }
 }
+
+/// Panics: for the tests of supervision.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Result<(), Panicked>")]
+pub(super) struct Panic;
+
+#[cfg(test)]
+impl actix::Handler<Panic> for Registry {
+    type Result = Result<(), Panicked>;
+
+    fn handle(&mut self, _: Panic, ctx: &mut Self::Context) -> Self::Result {
+        guard(ctx, |_| panic!("asked to"))
+    }
+}

@@ -6,6 +6,8 @@
 mod actor;
 mod boot_spec;
 mod effects;
+#[cfg(test)]
+pub(crate) mod fake;
 mod guest;
 mod handlers;
 mod outcomes;
@@ -17,3 +19,5 @@ mod worker;
 pub use actor::{STOP_GRACE, Vm, VmContext, view_at_rest};
 pub use handlers::{Accepted, Ask, BeginOperation, Command, Rename, SshAnswers};
 pub use published::{Published, Watch};
+#[cfg(test)]
+pub(crate) use handlers::Panic;

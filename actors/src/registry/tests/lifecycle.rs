@@ -1,0 +1,269 @@
+//! What happens to VMs while one daemon lives.
+
+use super::*;
+use crate::vm::BeginOperation;
+use crate::vm::fake::Guest;
+use messages::error::ErrorKind;
+use messages::guest::{AgentFrame, StopKind};
+use messages::ids::OperationId;
+use messages::vm::{Lifetime, RestartPolicy};
+
+fn daemon<F: Future<Output = ()>>(test: impl FnOnce(Daemon, World) -> F) {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new();
+    life(async {
+        let daemon = Daemon::start(dir.path(), &world).await;
+        test(daemon, world.clone()).await;
+    });
+}
+
+#[test]
+fn a_vm_is_made_stopped_started_and_deleted() {
+    daemon(|daemon, world| async move {
+        let mut vm = daemon.running(1, spec("web")).await;
+        let view = vm.view();
+        assert_eq!((view.state, view.readiness, view.vmm_pid), (VmState::Running, Some(Readiness::System), Some(4242)));
+        assert!(view.address.is_some());
+        daemon.assert_no_leaks().await;
+
+        let accepted = vm.command(Command::Stop(None)).await.unwrap();
+        let down = until_down(&mut vm.watch, accepted.attempt, PATIENCE).await.unwrap();
+        assert_eq!((down.view.state, down.how), (VmState::Stopped, Some("halted")));
+        assert_eq!(world.inside().taps.len(), 0);
+        assert!(!vm.command(Command::Stop(None)).await.unwrap().changed, "a stop of a stopped VM is fine");
+
+        let accepted = vm.command(Command::Start).await.unwrap();
+        assert_eq!(accepted.attempt, 2);
+        until_ready(&mut vm.watch, 2, Readiness::System, PATIENCE).await.unwrap();
+        assert_eq!(vm.command(Command::Delete { force: false }).await.unwrap_err().kind, ErrorKind::WrongState);
+        vm.command(Command::Delete { force: true }).await.unwrap();
+        until_gone(&mut vm.watch, PATIENCE).await.unwrap();
+        assert!(daemon.list().await.is_empty());
+        daemon.assert_no_leaks().await;
+        assert_eq!(daemon.get("web").await.unwrap_err().kind, ErrorKind::NotFound);
+        daemon.running(2, spec("web")).await;
+    });
+}
+
+#[test]
+fn a_repeated_create_finds_the_first() {
+    daemon(|daemon, world| async move {
+        let first = daemon.running(1, VmSpec::default()).await;
+        let again = daemon.create(1, VmSpec::default(), true).await.unwrap();
+        assert_eq!((again.id, again.existed), (first.id, true));
+        assert_eq!(world.outside().launches.len(), 1);
+        let mut vm = first;
+        vm.command(Command::Delete { force: true }).await.unwrap();
+        until_gone(&mut vm.watch, PATIENCE).await.unwrap();
+        let mut late = daemon.create(1, VmSpec::default(), true).await.unwrap();
+        let error = until_made(&mut late.watch, 1, PATIENCE).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Conflict, "{error}");
+        assert!(daemon.settled().await.is_empty());
+    });
+}
+
+#[test]
+fn a_create_that_fails_leaves_nothing_wherever_it_fails() {
+    for step in ["artifacts", "lease_tap", "make_dir", "ensure_disk", "launch"] {
+        daemon(|daemon, world| async move {
+            world.script().fail = Some(step);
+            let mut vm = daemon.create(1, spec("web"), true).await.unwrap();
+            let error = until_made(&mut vm.watch, 1, PATIENCE).await.unwrap_err();
+            assert!(error.to_string().contains(step), "{step}: {error}");
+            assert!(daemon.settled().await.is_empty(), "{step}");
+            daemon.assert_no_leaks().await;
+            assert!(world.inside().images.is_empty(), "{step}");
+            world.script().fail = None;
+            daemon.running(2, spec("web")).await;
+        });
+    }
+}
+
+#[test]
+fn a_start_that_fails_keeps_the_vm_and_says_why() {
+    daemon(|daemon, world| async move {
+        let mut vm = daemon.create(1, spec("web"), false).await.unwrap();
+        until_made(&mut vm.watch, 1, PATIENCE).await.unwrap();
+        assert_eq!(vm.view().state, VmState::Stopped);
+        assert_eq!(world.outside().launches.len(), 0);
+        world.script().fail = Some("launch");
+        let accepted = vm.command(Command::Start).await.unwrap();
+        let error = until_ready(&mut vm.watch, accepted.attempt, Readiness::Agent, PATIENCE).await.unwrap_err();
+        assert!(error.to_string().contains("launch was told to fail"), "{error}");
+        assert_eq!(vm.view().state, VmState::Failed);
+        assert!(vm.view().last_error.as_deref().unwrap().contains("launch"));
+        daemon.assert_no_leaks().await;
+    });
+}
+
+#[test]
+fn a_reboot_typed_in_the_guest_starts_the_vm_again() {
+    daemon(|daemon, world| async move {
+        let mut vm = daemon.running(1, spec("web")).await;
+        world.say(vm.id, AgentFrame::Stopping { kind: StopKind::Reboot }).await;
+        world.end(vm.id, true);
+        until_ready(&mut vm.watch, 2, Readiness::System, PATIENCE).await.unwrap();
+        let specs: Vec<_> = world.outside().specs.iter().map(|(_, nonce)| *nonce).collect();
+        assert!(specs.len() == 2 && specs[0] != specs[1], "each boot has a nonce of its own");
+        assert_eq!(world.outside().disks.len(), 1);
+    });
+}
+
+#[test]
+fn a_vmm_that_dies_is_a_failure_and_a_clean_end_is_a_stop() {
+    daemon(|daemon, world| async move {
+        for (request, clean, state) in [(1, false, VmState::Failed), (2, true, VmState::Stopped)] {
+            let mut vm = daemon.running(request, VmSpec::default()).await;
+            world.end(vm.id, clean);
+            let down = until_down(&mut vm.watch, 1, PATIENCE).await.unwrap();
+            assert_eq!(down.view.state, state);
+            assert_eq!(down.view.last_error.is_some(), !clean);
+        }
+        daemon.assert_no_leaks().await;
+    });
+}
+
+#[test]
+fn restart_always_starts_again_what_died_but_not_what_was_stopped() {
+    daemon(|daemon, world| async move {
+        let mut vm = daemon.running(1, VmSpec { restart: RestartPolicy::Always, ..spec("web") }).await;
+        world.end(vm.id, false);
+        until_ready(&mut vm.watch, 2, Readiness::System, PATIENCE).await.unwrap();
+        vm.command(Command::Stop(None)).await.unwrap();
+        let down = until_down(&mut vm.watch, 2, PATIENCE).await.unwrap();
+        assert_eq!((down.view.state, down.attempt), (VmState::Stopped, 2));
+    });
+}
+
+#[test]
+fn an_ephemeral_vm_goes_with_its_command_and_with_nothing_else() {
+    daemon(|daemon, world| async move {
+        let mut vm = daemon.running(1, VmSpec { lifetime: Lifetime::Ephemeral, ..spec("once") }).await;
+        let (main, other) = (OperationId([1; 8]), OperationId([2; 8]));
+        vm.vm.send(BeginOperation { operation: main, main: true }).await.unwrap().unwrap();
+        vm.vm.send(BeginOperation { operation: other, main: false }).await.unwrap().unwrap();
+        let twice = vm.vm.send(BeginOperation { operation: other, main: true }).await.unwrap();
+        assert_eq!(twice.unwrap_err().kind, ErrorKind::Conflict, "a repeated request runs no second command");
+        world.operation_ended(vm.id, other).await;
+        assert!(!vm.command(Command::Abandon).await.unwrap().changed, "it was handed over");
+        world.operation_ended(vm.id, main).await;
+        until_gone(&mut vm.watch, PATIENCE).await.unwrap();
+        daemon.assert_no_leaks().await;
+        assert_eq!(world.outside().acknowledged, [other, main]);
+    });
+}
+
+#[test]
+fn an_ephemeral_vm_is_deleted_when_its_client_leaves_before_the_handover() {
+    daemon(|daemon, _| async move {
+        let mut vm = daemon.running(1, VmSpec { lifetime: Lifetime::Ephemeral, ..spec("once") }).await;
+        vm.command(Command::Abandon).await.unwrap();
+        until_gone(&mut vm.watch, PATIENCE).await.unwrap();
+        let mut kept = daemon.running(2, spec("kept")).await;
+        assert!(!kept.command(Command::Abandon).await.unwrap().changed);
+        until_ready(&mut kept.watch, 1, Readiness::System, PATIENCE).await.unwrap();
+    });
+}
+
+#[test]
+fn an_ephemeral_vm_that_cannot_boot_is_kept_for_its_logs() {
+    daemon(|daemon, world| async move {
+        world.script().guest = Guest::BootFails;
+        let spec = VmSpec { lifetime: Lifetime::Ephemeral, ..spec("once") };
+        let mut vm = daemon.create(1, spec, true).await.unwrap();
+        let error = until_ready(&mut vm.watch, 1, Readiness::System, PATIENCE).await.unwrap_err();
+        assert!(error.to_string().contains("no such drive"), "{error}");
+        let view = vm.view();
+        assert_eq!((view.state, view.lifetime), (VmState::Failed, Lifetime::Kept));
+        assert!(world.outside().dirs.contains(&vm.id), "its logs are there");
+        daemon.assert_no_leaks().await;
+    });
+}
+
+#[test]
+fn waiters_have_deadlines_of_their_own() {
+    daemon(|daemon, world| async move {
+        world.script().guest = Guest::Silent;
+        let mut vm = daemon.create(1, spec("web"), true).await.unwrap();
+        until_made(&mut vm.watch, 1, PATIENCE).await.unwrap();
+        let short = Duration::from_millis(20);
+        let error = until_ready(&mut vm.watch, 1, Readiness::Agent, short).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Timeout);
+        assert_eq!(vm.view().state, VmState::Starting, "a waiter that gives up changes nothing");
+        vm.command(Command::Stop(None)).await.unwrap();
+        assert_eq!(until_down(&mut vm.watch, 1, PATIENCE).await.unwrap().how, Some("killed"));
+    });
+}
+
+#[test]
+fn a_deaf_guest_is_killed_and_delays_nobody() {
+    daemon(|daemon, world| async move {
+        world.script().guest = Guest::Deaf;
+        let mut deaf = daemon.running(1, spec("deaf")).await;
+        deaf.command(Command::Stop(Some(Duration::from_secs(3600)))).await.unwrap();
+        world.script().guest = Guest::Good;
+        let other = daemon.running(2, spec("other")).await;
+        assert_eq!(other.view().state, VmState::Running);
+        assert_eq!(deaf.view().state, VmState::Stopping);
+        deaf.command(Command::Kill).await.unwrap();
+        assert_eq!(until_down(&mut deaf.watch, 1, PATIENCE).await.unwrap().how, Some("killed"));
+    });
+}
+
+#[test]
+fn memory_is_admitted_once_and_comes_free() {
+    daemon(|daemon, _| async move {
+        let large = |name: &str| VmSpec { memory_mib: Some(5000), ..spec(name) };
+        let mut first = daemon.running(1, large("first")).await;
+        let error = daemon.create(2, large("second"), true).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Resources, "{error}");
+        let mut second = daemon.create(3, large("second"), false).await.unwrap();
+        until_made(&mut second.watch, 1, PATIENCE).await.unwrap();
+        let start = || Get { reference: "second".parse().unwrap(), to_start: true };
+        assert_eq!(daemon.registry.send(start()).await.unwrap().unwrap_err().kind, ErrorKind::Resources);
+        first.command(Command::Kill).await.unwrap();
+        until_down(&mut first.watch, 1, PATIENCE).await.unwrap();
+        daemon.registry.send(start()).await.unwrap().unwrap();
+        let third = daemon.create(4, large("third"), true).await.unwrap_err();
+        assert_eq!(third.kind, ErrorKind::Resources, "a start that was let in counts before it is seen: {third}");
+    });
+}
+
+#[test]
+fn names_are_unique_and_can_be_changed() {
+    daemon(|daemon, _| async move {
+        daemon.running(1, spec("web")).await;
+        daemon.running(2, spec("api")).await;
+        assert_eq!(daemon.create(3, spec("web"), true).await.unwrap_err().kind, ErrorKind::Conflict);
+        let rename = |from: &str, to: &str| RenameVm { reference: from.parse().unwrap(), name: to.parse().unwrap() };
+        assert_eq!(daemon.registry.send(rename("web", "api")).await.unwrap().unwrap_err().kind, ErrorKind::Conflict);
+        daemon.registry.send(rename("web", "front")).await.unwrap().unwrap();
+        assert_eq!(daemon.get("front").await.unwrap().view().name.as_str(), "front");
+        assert_eq!(daemon.get("web").await.unwrap_err().kind, ErrorKind::NotFound);
+        let stored = daemon.store.all().await.unwrap();
+        assert!(stored.iter().any(|record| record.name.as_str() == "front"));
+    });
+}
+
+#[test]
+fn a_guest_that_claims_to_be_another_vm_is_given_its_own_spec() {
+    daemon(|daemon, world| async move {
+        let vm = daemon.running(1, spec("web")).await;
+        let identity = messages::guest::RunningIdentity {
+            vm: VmId([9; 8]),
+            nonce: messages::ids::BootNonce([9; 16]),
+            readiness: Some(Readiness::Ssh),
+            warning: Some("\x1b[31mred".into()),
+            operations: vec![OperationId([1; 8]); 3],
+        };
+        world.say(vm.id, AgentFrame::Identify { running: Some(identity), uptime_us: 0, restarts: 0 }).await;
+        world.say(vm.id, AgentFrame::Ready { level: Readiness::Ssh, warning: Some("\x1b[31mred".into()), uptime_us: 0 }).await;
+        let mut watch = vm.watch.clone();
+        let warned = tokio::time::timeout(PATIENCE, watch.wait_for(|p| p.view.warning.is_some())).await.unwrap().unwrap();
+        assert_eq!(warned.view.warning.as_deref(), Some("[31mred"), "no control characters");
+        assert_eq!(warned.view.readiness, Some(Readiness::System), "an agent cannot claim ssh");
+        assert_eq!(warned.view.operations, 0);
+        let specs = world.outside().specs.clone();
+        assert!(specs.len() >= 2 && specs.iter().all(|(id, _)| *id == vm.id));
+    });
+}

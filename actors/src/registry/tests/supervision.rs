@@ -1,0 +1,41 @@
+//! Each actor of this room panics, and comes back.
+
+use super::*;
+use crate::vm::Panic as VmPanic;
+
+#[test]
+fn a_vm_actor_that_panics_is_built_anew_and_its_vm_runs_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new();
+    life(async {
+        let daemon = Daemon::start(dir.path(), &world).await;
+        let vm = daemon.running(1, spec("web")).await;
+        let mut old = vm.watch.clone();
+        drop(vm.vm.send(VmPanic).await);
+        tokio::time::timeout(PATIENCE, async { while old.changed().await.is_ok() {} }).await.expect("the old one ends");
+        let settled = daemon.settled().await;
+        assert_eq!(settled[0].state, VmState::Running);
+        assert_eq!(world.outside().launches.len(), 1, "its VMM was found, not started again");
+        let mut again = daemon.get("web").await.unwrap();
+        again.command(Command::Stop(None)).await.unwrap();
+        until_down(&mut again.watch, 0, PATIENCE).await.unwrap();
+        daemon.assert_no_leaks().await;
+    });
+}
+
+#[test]
+fn a_registry_that_panics_keeps_its_vms() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new();
+    life(async {
+        let daemon = Daemon::start(dir.path(), &world).await;
+        daemon.running(1, spec("web")).await;
+        let error = daemon.registry.send(super::super::actor::Panic).await.unwrap().unwrap_err();
+        assert_eq!(error.0, "asked to");
+        let vm = daemon.get("web").await.unwrap();
+        assert_eq!(vm.view().state, VmState::Running);
+        assert!(daemon.create(2, spec("web"), true).await.is_err(), "the name is still taken");
+        daemon.running(3, spec("api")).await;
+        daemon.assert_no_leaks().await;
+    });
+}
