@@ -187,6 +187,25 @@ impl Registry {
         }
     }
 
+    /// Builds a VM's actor anew from the store, after a while.
+    fn rebuild(&self, vm: VmId, after: Duration, ctx: &mut Context<Self>) {
+        let store = self.context.vm.store.clone();
+        let load = async move {
+            tokio::time::sleep(after).await;
+            store.get(vm).await
+        };
+        ctx.spawn(load.into_actor(self).map(move |record, registry, ctx| {
+            guard_unit(ctx, |ctx| match record {
+                Ok(Some(record)) => {
+                    registry.restore(record, ctx);
+                }
+                // It panicked before its first commit: nothing of it exists.
+                Ok(None) => registry.forget(vm),
+                Err(error) => tracing::error!(vm = %vm, error = %error, "the VM's record cannot be read"),
+            });
+        }));
+    }
+
     fn forget(&mut self, vm: VmId) {
         self.vms.remove(&vm);
         self.names.drop_vm(vm);
@@ -222,7 +241,17 @@ impl Actor for Registry {
         for record in restless {
             self.restore(record, ctx);
         }
-        ctx.run_interval(TRIM_INTERVAL, |registry, _| registry.trim());
+        // A panic of the registry's own cut these off.
+        let rebuilding: Vec<VmId> = self
+            .vms
+            .iter()
+            .filter(|(_, entry)| matches!(entry, Entry::Rebuilding { .. }))
+            .map(|(id, _)| *id)
+            .collect();
+        for vm in rebuilding {
+            self.rebuild(vm, Duration::ZERO, ctx);
+        }
+        ctx.run_interval(TRIM_INTERVAL, |registry, ctx| guard_unit(ctx, |_| registry.trim()));
     }
 }
 
@@ -502,19 +531,7 @@ impl actix::Handler<VmGone> for Registry {
             tracing::error!(vm = %vm, ?backoff, "the VM's actor is gone; building it anew");
             self.vms.insert(vm, Entry::Rebuilding { view });
             let Some(backoff) = backoff else { return };
-            let store = self.context.vm.store.clone();
-            let load = async move {
-                tokio::time::sleep(backoff).await;
-                store.get(vm).await
-            };
-            ctx.spawn(load.into_actor(self).map(move |record, registry, ctx| match record {
-                Ok(Some(record)) => {
-                    registry.restore(record, ctx);
-                }
-                // It panicked before its first commit: nothing of it exists.
-                Ok(None) => registry.forget(vm),
-                Err(error) => tracing::error!(vm = %vm, error = %error, "the VM's record cannot be read"),
-            }));
+            self.rebuild(vm, backoff, ctx);
         });
     }
 }

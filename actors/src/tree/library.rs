@@ -9,7 +9,7 @@ use crate::server::{Library, Prepared};
 use crate::vm::ports::Artifacts;
 use futures::future::BoxFuture;
 use messages::error::{ErrorKind, WireError};
-use messages::ids::{ImageName, KernelName, Reference, VmId};
+use messages::ids::{ImageName, KernelName, Reference, VmId, VmName};
 use messages::reply::{Progress, Reply, Stage};
 use messages::request::RequestBody;
 use std::collections::HashMap;
@@ -193,6 +193,7 @@ impl ArtifactSource for StoreLibrary {
     fn acquire(
         &self,
         _: VmId,
+        _: VmName,
         image: ImageName,
         kernel: KernelName,
     ) -> BoxFuture<'static, Result<Artifacts, WireError>> {

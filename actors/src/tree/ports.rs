@@ -9,7 +9,7 @@ use crate::vmm::{self, Driver, Exit, Process, Tap, VmFiles, VmmConfig};
 use futures::future::BoxFuture;
 use messages::error::{ErrorKind, WireError};
 use messages::guest::{AgentFrame, DaemonFrame, ExecSpec, GuestAnswer, GuestQuestion};
-use messages::ids::{BootNonce, ImageName, KernelName, OperationId, VmId};
+use messages::ids::{BootNonce, ImageName, KernelName, OperationId, VmId, VmName};
 use messages::privileged::TapNumber;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::fd::OwnedFd;
@@ -74,10 +74,11 @@ impl Ports for HostPorts {
     fn artifacts(
         &self,
         vm: VmId,
+        name: VmName,
         image: ImageName,
         kernel: KernelName,
     ) -> BoxFuture<'static, Result<Artifacts, WireError>> {
-        self.artifacts.acquire(vm, image, kernel)
+        self.artifacts.acquire(vm, name, image, kernel)
     }
 
     fn release_artifacts(&self, vm: VmId, image: ImageName, kernel: KernelName) -> BoxFuture<'static, ()> {

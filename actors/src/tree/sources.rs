@@ -3,15 +3,16 @@
 use crate::vm::ports::{Artifacts, TapGrant};
 use futures::future::BoxFuture;
 use messages::WireError;
-use messages::ids::{ImageName, KernelName, VmId};
+use messages::ids::{ImageName, KernelName, VmId, VmName};
 use messages::privileged::TapNumber;
 
 /// Files to boot from, and who uses them.
 pub trait ArtifactSource: Send + Sync + 'static {
-    /// Takes image and kernel for a VM; again is fine.
+    /// Takes image and kernel for a VM of this name; again is fine.
     fn acquire(
         &self,
         vm: VmId,
+        name: VmName,
         image: ImageName,
         kernel: KernelName,
     ) -> BoxFuture<'static, Result<Artifacts, WireError>>;

@@ -8,7 +8,7 @@ use messages::error::{ErrorKind, WireError};
 use messages::guest::{
     AgentFrame, DaemonFrame, ExecSpec, ExitStatus, GuestAnswer, GuestNetwork, GuestQuestion, RunningIdentity, StopKind,
 };
-use messages::ids::{BootNonce, ImageName, KernelName, OperationId, VmId};
+use messages::ids::{BootNonce, ImageName, KernelName, OperationId, VmId, VmName};
 use messages::privileged::TapNumber;
 use messages::vm::Readiness;
 use std::collections::{BTreeMap, BTreeSet};
@@ -229,7 +229,7 @@ impl Link for FakeLink {
 }
 
 impl Ports for World {
-    fn artifacts(&self, vm: VmId, _: ImageName, _: KernelName) -> BoxFuture<'static, Result<Artifacts, WireError>> {
+    fn artifacts(&self, vm: VmId, _: VmName, _: ImageName, _: KernelName) -> BoxFuture<'static, Result<Artifacts, WireError>> {
         let artifacts = Artifacts {
             image: PathBuf::from("/image"),
             image_uuid: "image".into(),

@@ -4,7 +4,7 @@
 use futures::future::BoxFuture;
 use messages::WireError;
 use messages::guest::{AgentFrame, DaemonFrame, ExecSpec, GuestAnswer, GuestNetwork, GuestQuestion};
-use messages::ids::{BootNonce, ImageName, InterfaceName, KernelName, OperationId, VmId};
+use messages::ids::{BootNonce, ImageName, InterfaceName, KernelName, OperationId, VmId, VmName};
 use messages::image::ImageConfig;
 use messages::privileged::TapNumber;
 use std::os::fd::OwnedFd;
@@ -95,10 +95,11 @@ pub type Adopted = Option<Arc<dyn Vmm>>;
 
 /// The rest of the daemon.
 pub trait Ports: Send + Sync + 'static {
-    /// Takes the image and kernel for this VM; again is fine.
+    /// Takes the image and kernel for this VM, which people know by this name; again is fine.
     fn artifacts(
         &self,
         vm: VmId,
+        name: VmName,
         image: ImageName,
         kernel: KernelName,
     ) -> BoxFuture<'static, Result<Artifacts, WireError>>;
