@@ -50,8 +50,6 @@ pub struct Paths {
     pub libexec: Option<PathBuf>,
     /// The owner of this instance.
     pub uid: u32,
-    /// True for the state directory that the user has without naming one.
-    pub usual: bool,
 }
 
 impl Paths {
@@ -103,7 +101,6 @@ impl Paths {
             },
             root_socket: get(ROOT_SOCKET_ENV)?.unwrap_or_else(|| PathBuf::from(DEFAULT_ROOT_SOCKET)),
             libexec: get(LIBEXEC_ENV)?,
-            usual: variable(STATE_DIR_ENV).is_none_or(|path| path.as_os_str().is_empty()),
             state_dir,
             runtime_dir,
             uid,
@@ -116,7 +113,6 @@ impl Paths {
         if std::env::var_os(RUNTIME_DIR_ENV).is_none() {
             self.runtime_dir.clone_from(&state_dir);
         }
-        self.usual &= self.state_dir == state_dir;
         self.state_dir = state_dir;
         self
     }

@@ -242,12 +242,8 @@ impl Actor for Registry {
             self.restore(record, ctx);
         }
         // A panic of the registry's own cut these off.
-        let rebuilding: Vec<VmId> = self
-            .vms
-            .iter()
-            .filter(|(_, entry)| matches!(entry, Entry::Rebuilding { .. }))
-            .map(|(id, _)| *id)
-            .collect();
+        let rebuilding: Vec<VmId> =
+            self.vms.iter().filter(|(_, entry)| matches!(entry, Entry::Rebuilding { .. })).map(|(id, _)| *id).collect();
         for vm in rebuilding {
             self.rebuild(vm, Duration::ZERO, ctx);
         }

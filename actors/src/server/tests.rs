@@ -194,7 +194,7 @@ fn a_vm_is_made_listed_and_deleted_over_the_socket() {
         assert_eq!(lines[0].stage, Stage::Spec);
         assert!(lines[0].detail.contains("vCPU"), "{}", lines[0].detail);
         let Reply::Vms(vms) = server.ask(2, RequestBody::ListVms).await.unwrap() else { panic!("not a list") };
-        assert_eq!(vms, [vm.clone()]);
+        assert_eq!(vms, std::slice::from_ref(&vm));
         let reference = || "web".parse().unwrap();
         let refused = RequestBody::DeleteVms { vms: vec![reference()], force: Force::No, only_ephemeral: false };
         let Reply::Outcomes(outcomes) = server.ask(3, refused).await.unwrap() else { panic!("no outcomes") };
@@ -228,7 +228,8 @@ fn a_run_is_handed_a_socket_and_its_repeat_runs_nothing() {
         let again = server.ask(1, run()).await;
         assert!(again.is_ok(), "the same operation is the same command: {again:?}");
         server.world.operation_ended(vm, operation).await;
-        let gone = RequestBody::DeleteVms { vms: vec!["once".parse().unwrap()], force: Force::Yes, only_ephemeral: true };
+        let gone =
+            RequestBody::DeleteVms { vms: vec!["once".parse().unwrap()], force: Force::Yes, only_ephemeral: true };
         let Reply::Outcomes(outcomes) = server.ask(2, gone).await.unwrap() else { panic!("no outcomes") };
         assert_eq!(outcomes[0].result.as_ref().unwrap().id, vm, "gone, whoever was faster");
         assert!(server.world.outside().dirs.is_empty());
@@ -357,7 +358,9 @@ fn the_socket_is_private_and_goes_with_the_daemon() {
     with_server(|server| async move {
         let mode = std::fs::metadata(&server.socket).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        let Reply::Daemon(status) = server.ask(1, RequestBody::DaemonStatus).await.unwrap() else { panic!("no status") };
+        let Reply::Daemon(status) = server.ask(1, RequestBody::DaemonStatus).await.unwrap() else {
+            panic!("no status")
+        };
         assert_eq!((status.pid, status.images, status.kernels), (std::process::id(), 3, 2));
         assert!(status.rss_kib > 0);
         assert_eq!(server.ask(2, RequestBody::DaemonStop).await.unwrap(), Reply::Done);

@@ -1,7 +1,6 @@
 //! Who starts whom. The only place that knows every actor; the order of starting is the order of the lines here, and the
 //! order of stopping is the reverse.
 
-mod library;
 mod ports;
 mod sources;
 mod sweep;
@@ -9,11 +8,12 @@ mod taps;
 
 pub use sources::{ArtifactSource, TapSource};
 
+use crate::artifacts::ArtifactLibrary;
 use crate::catalog::Catalog;
-use crate::config::Loaded;
+use crate::config::{Config, Loaded};
 use crate::host::HostFacts;
-use crate::images::ImageStore;
-use crate::kernels::KernelStore;
+use crate::images::{ImageError, ImageStore, Images, ImagesConfig};
+use crate::kernels::{KernelError, KernelStore, Kernels, KernelsConfig};
 use crate::network::SettingsError;
 use crate::paths::Paths;
 use crate::registry::{Registry, RegistryContext};
@@ -23,7 +23,6 @@ use crate::vm::VmContext;
 use crate::vmm::choose::{Candidates, ChooseError, VmmChoice, VmmKind, choose};
 use actix::Supervisor;
 use futures::future::BoxFuture;
-use library::StoreLibrary;
 use messages::error::{ErrorKind, WireError};
 use ports::HostPorts;
 use std::path::PathBuf;
@@ -46,6 +45,10 @@ pub enum TreeError {
     Host(#[source] std::io::Error),
     #[error("the config's network cannot be")]
     Network(#[from] SettingsError),
+    #[error("failed to look at the images")]
+    Images(#[from] ImageError),
+    #[error("failed to look at the kernels")]
+    Kernels(#[from] KernelError),
     #[error("failed to make `{}`", path.display())]
     Directory {
         path: PathBuf,
@@ -61,7 +64,11 @@ impl From<&TreeError> for WireError {
             TreeError::Program(_) => wire.hint("install it next to `bangerd`, or name its directory in BANGER_LIBEXEC"),
             TreeError::Vmm(_) => wire.hint("`banger doctor` tells what is missing"),
             TreeError::Network(_) => Self::from_error(ErrorKind::Usage, error),
-            TreeError::Store(_) | TreeError::Host(_) | TreeError::Directory { .. } => wire,
+            TreeError::Store(_)
+            | TreeError::Host(_)
+            | TreeError::Images(_)
+            | TreeError::Kernels(_)
+            | TreeError::Directory { .. } => wire,
         }
     }
 }
@@ -85,6 +92,29 @@ impl DaemonFacts for Facts {
     fn helper(&self) -> BoxFuture<'static, Result<String, String>> {
         self.taps.helper()
     }
+}
+
+/// Starts the actors of images and kernels. They sweep their directories first, which blocks.
+async fn start_artifacts(
+    paths: &Paths,
+    config: &Config,
+    agent: PathBuf,
+    runtime: Handle,
+) -> Result<ArtifactLibrary, TreeError> {
+    let (image_store, kernel_store) = (ImageStore::new(paths.images_dir()), KernelStore::new(paths.kernels_dir()));
+    let catalog = Arc::new(Catalog::built_in());
+    let mirror = config.debian_mirror.clone();
+    let images = ImagesConfig {
+        store: image_store.clone(),
+        catalog: Arc::clone(&catalog),
+        mirror: mirror.clone(),
+        runtime: runtime.clone(),
+    };
+    let kernels =
+        KernelsConfig { store: kernel_store, images: image_store, catalog, mirror, agent, runtime: runtime.clone() };
+    let built = runtime.spawn_blocking(move || Ok::<_, TreeError>((Images::new(images)?, Kernels::new(kernels)?)));
+    let (images, kernels) = built.await.map_err(|error| TreeError::Host(std::io::Error::other(error)))??;
+    Ok(ArtifactLibrary { images: Supervisor::start(move |_| images), kernels: Supervisor::start(move |_| kernels) })
 }
 
 /// Starts every actor, reconciles what an earlier daemon left, and gives what the server needs. Runs on the actors' thread.
@@ -118,8 +148,11 @@ pub async fn start(
     let known: Vec<_> = records.iter().map(|record| record.id).collect();
     sweep::vm_dirs(&paths, &known).await;
 
-    let (images, kernels) = (ImageStore::new(paths.images_dir()), KernelStore::new(paths.kernels_dir()));
-    let library = StoreLibrary::new(images, kernels, Catalog::built_in(), config.debian_mirror.clone(), agent);
+    let library = start_artifacts(&paths, &config, agent, runtime.clone()).await?;
+    for record in &records {
+        let name = record.name.to_string();
+        library.note_user(record.id, name, record.image.clone(), record.kernel.clone()).await;
+    }
     let taps = PoolTaps::start(&paths, &loaded, &records)?;
     let ports = Arc::new(HostPorts {
         paths: Arc::clone(&paths),

@@ -1,5 +1,6 @@
 //! Where images, kernels and taps come from, as the tree wires them: real actors, or fakes.
 
+use crate::artifacts::ArtifactLibrary;
 use crate::vm::ports::{Artifacts, TapGrant};
 use futures::future::BoxFuture;
 use messages::WireError;
@@ -26,4 +27,20 @@ pub trait TapSource: Send + Sync + 'static {
     fn lease(&self, vm: VmId, wanted: Option<TapNumber>) -> BoxFuture<'static, Result<TapGrant, WireError>>;
     /// Gives it back; none is fine.
     fn give_back(&self, vm: VmId) -> BoxFuture<'static, ()>;
+}
+
+impl ArtifactSource for ArtifactLibrary {
+    fn acquire(
+        &self,
+        vm: VmId,
+        name: VmName,
+        image: ImageName,
+        kernel: KernelName,
+    ) -> BoxFuture<'static, Result<Artifacts, WireError>> {
+        Self::acquire(self, vm, name.to_string(), image, kernel)
+    }
+
+    fn release(&self, vm: VmId, image: ImageName, kernel: KernelName) -> BoxFuture<'static, ()> {
+        Self::release(self, vm, image, kernel)
+    }
 }

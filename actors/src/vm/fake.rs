@@ -1,8 +1,6 @@
 //! A scripted world for tests: VMMs, taps, images and files that outlive a "daemon", and a way to stop it at any step.
 
-use super::ports::{
-    Adopted, Artifacts, LaunchPlan, Link, LinkEvent, Ports, TapGrant, Vmm, VmmExit,
-};
+use super::ports::{Adopted, Artifacts, LaunchPlan, Link, LinkEvent, Ports, TapGrant, Vmm, VmmExit};
 use futures::future::BoxFuture;
 use messages::error::{ErrorKind, WireError};
 use messages::guest::{
@@ -229,7 +227,13 @@ impl Link for FakeLink {
 }
 
 impl Ports for World {
-    fn artifacts(&self, vm: VmId, _: VmName, _: ImageName, _: KernelName) -> BoxFuture<'static, Result<Artifacts, WireError>> {
+    fn artifacts(
+        &self,
+        vm: VmId,
+        _: VmName,
+        _: ImageName,
+        _: KernelName,
+    ) -> BoxFuture<'static, Result<Artifacts, WireError>> {
         let artifacts = Artifacts {
             image: PathBuf::from("/image"),
             image_uuid: "image".into(),
@@ -317,13 +321,18 @@ impl Ports for World {
         Box::pin(std::future::ready(Ok(found)))
     }
 
-    fn listen(&self, vm: VmId, events: mpsc::Sender<LinkEvent>) -> BoxFuture<'static, Result<Arc<dyn Link>, WireError>> {
+    fn listen(
+        &self,
+        vm: VmId,
+        events: mpsc::Sender<LinkEvent>,
+    ) -> BoxFuture<'static, Result<Arc<dyn Link>, WireError>> {
         let alive = self.alive().contains(&vm);
         let mut outside = self.outside();
-        let machine = outside
-            .machines
-            .entry(vm)
-            .or_insert_with(|| Machine { exit: watch::channel(None).0, nonce: None, link: None });
+        let machine = outside.machines.entry(vm).or_insert_with(|| Machine {
+            exit: watch::channel(None).0,
+            nonce: None,
+            link: None,
+        });
         if !alive {
             // Nothing runs yet: a place to keep the queue until the launch.
             machine.exit.send_replace(Some(VmmExit { clean: true, reason: String::new() }));

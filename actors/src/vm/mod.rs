@@ -17,7 +17,7 @@ pub mod state;
 mod worker;
 
 pub use actor::{STOP_GRACE, Vm, VmContext, view_at_rest};
-pub use handlers::{Accepted, Ask, BeginOperation, Command, Rename, SshAnswers};
-pub use published::{Published, Watch};
 #[cfg(test)]
 pub(crate) use handlers::Panic;
+pub use handlers::{Accepted, Ask, BeginOperation, Command, Rename, SshAnswers};
+pub use published::{Published, Watch};

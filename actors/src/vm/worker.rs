@@ -151,7 +151,8 @@ impl Worker {
     }
 
     async fn lease(&self, mut record: VmRecord) -> Result<(Boot, VmRecord), WireError> {
-        let artifacts = self.ports.artifacts(record.id, record.name.clone(), record.image.clone(), record.kernel.clone());
+        let artifacts =
+            self.ports.artifacts(record.id, record.name.clone(), record.image.clone(), record.kernel.clone());
         let tap = async {
             match record.network {
                 NetworkMode::Nat => self.ports.lease_tap(record.id, record.tap).await.map(Some),

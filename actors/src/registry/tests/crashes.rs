@@ -5,8 +5,19 @@ use messages::vm::{Lifetime, RestartPolicy};
 
 /// Every step that a create, a stop, a start and a delete pass.
 const STEPS: [&str; 13] = [
-    "begin", "leased", "intended", "made_dir", "prepared", "listening", "launched", "written", "released", "let_go",
-    "removed_files", "buried", "never",
+    "begin",
+    "leased",
+    "intended",
+    "made_dir",
+    "prepared",
+    "listening",
+    "launched",
+    "written",
+    "released",
+    "let_go",
+    "removed_files",
+    "buried",
+    "never",
 ];
 
 #[derive(Clone, Copy, Debug)]

@@ -257,9 +257,12 @@ fn a_guest_that_claims_to_be_another_vm_is_given_its_own_spec() {
             operations: vec![OperationId([1; 8]); 3],
         };
         world.say(vm.id, AgentFrame::Identify { running: Some(identity), uptime_us: 0, restarts: 0 }).await;
-        world.say(vm.id, AgentFrame::Ready { level: Readiness::Ssh, warning: Some("\x1b[31mred".into()), uptime_us: 0 }).await;
+        world
+            .say(vm.id, AgentFrame::Ready { level: Readiness::Ssh, warning: Some("\x1b[31mred".into()), uptime_us: 0 })
+            .await;
         let mut watch = vm.watch.clone();
-        let warned = tokio::time::timeout(PATIENCE, watch.wait_for(|p| p.view.warning.is_some())).await.unwrap().unwrap();
+        let warned =
+            tokio::time::timeout(PATIENCE, watch.wait_for(|p| p.view.warning.is_some())).await.unwrap().unwrap();
         assert_eq!(warned.view.warning.as_deref(), Some("[31mred"), "no control characters");
         assert_eq!(warned.view.readiness, Some(Readiness::System), "an agent cannot claim ssh");
         assert_eq!(warned.view.operations, 0);

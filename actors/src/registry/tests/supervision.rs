@@ -11,7 +11,7 @@ fn a_vm_actor_that_panics_is_built_anew_and_its_vm_runs_on() {
         let daemon = Daemon::start(dir.path(), &world).await;
         let vm = daemon.running(1, spec("web")).await;
         let mut old = vm.watch.clone();
-        drop(vm.vm.send(VmPanic).await);
+        assert!(vm.vm.send(VmPanic).await.is_err());
         tokio::time::timeout(PATIENCE, async { while old.changed().await.is_ok() {} }).await.expect("the old one ends");
         let settled = daemon.settled().await;
         assert_eq!(settled[0].state, VmState::Running);

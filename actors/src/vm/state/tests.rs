@@ -27,13 +27,7 @@ fn result() -> impl Strategy<Value = Result<(), WireError>> {
 }
 
 fn timer() -> impl Strategy<Value = Timer> {
-    prop_oneof![
-        Just(Timer::Boot),
-        Just(Timer::Guest),
-        Just(Timer::CtrlAltDel),
-        Just(Timer::Kill),
-        Just(Timer::Restart)
-    ]
+    prop_oneof![Just(Timer::Boot), Just(Timer::Guest), Just(Timer::CtrlAltDel), Just(Timer::Kill), Just(Timer::Restart)]
 }
 
 /// An event; the attempt of an outcome is filled in later: 0 means the present one, others are late.
@@ -111,7 +105,9 @@ impl World {
             Event::Launched { .. } => self.owed == Some(Owed::Launched),
             Event::Released { .. } => self.owed == Some(Owed::Released),
             Event::Removed { .. } => self.owed == Some(Owed::Removed),
-            Event::Ready { .. } | Event::BootFailed { .. } | Event::GuestStopping { .. } | Event::Exited { .. } => self.vmm,
+            Event::Ready { .. } | Event::BootFailed { .. } | Event::GuestStopping { .. } | Event::Exited { .. } => {
+                self.vmm
+            }
             Event::Create { .. }
             | Event::Attach { .. }
             | Event::Start
@@ -170,7 +166,9 @@ impl World {
                     self.owe(Owed::Removed);
                 }
                 Effect::Intend(phase) | Effect::Note(phase) => self.wanted_phase = Some(*phase),
-                Effect::Kill | Effect::CtrlAltDel | Effect::AskGuest(_) => assert!(self.vmm, "{effect:?} without a VMM"),
+                Effect::Kill | Effect::CtrlAltDel | Effect::AskGuest(_) => {
+                    assert!(self.vmm, "{effect:?} without a VMM")
+                }
                 Effect::Arm(_) => {}
             }
         }
@@ -349,17 +347,15 @@ fn running() -> State {
 #[test]
 fn a_stop_goes_guest_then_ctrl_alt_del_then_kill() {
     let (state, effects) = drive(running(), vec![Event::Stop]);
-    assert_eq!(
-        effects,
-        [Effect::Intend(Phase::Stopping), Effect::AskGuest(StopKind::Halt), Effect::Arm(Timer::Guest)]
-    );
+    assert_eq!(effects, [Effect::Intend(Phase::Stopping), Effect::AskGuest(StopKind::Halt), Effect::Arm(Timer::Guest)]);
     let (state, effects) = drive(state, vec![Event::Stop]);
     assert_eq!(effects, [], "a second stop does not restart the grace timer");
     let (state, effects) = drive(state, vec![Event::Timeout { attempt: 1, timer: Timer::Guest }]);
     assert_eq!(effects, [Effect::CtrlAltDel, Effect::Arm(Timer::CtrlAltDel)]);
     let (state, effects) = drive(state, vec![Event::Timeout { attempt: 1, timer: Timer::CtrlAltDel }]);
     assert_eq!(effects, [Effect::Kill, Effect::Arm(Timer::Kill)]);
-    let (state, _) = drive(state, vec![Event::Exited { attempt: 1, wish: Then::StartLater }, Event::Released { attempt: 1 }]);
+    let (state, _) =
+        drive(state, vec![Event::Exited { attempt: 1, wish: Then::StartLater }, Event::Released { attempt: 1 }]);
     assert_eq!(state.at, At::Stopped, "a stopped VM does not come back by its restart policy");
 }
 
@@ -381,7 +377,10 @@ fn a_reboot_typed_in_the_guest_starts_it_again_and_a_poweroff_stops_it() {
 fn a_failed_create_is_rolled_back_and_a_failed_start_is_not() {
     let (state, effects) =
         drive(State::NEW, vec![Event::Create { start: true }, Event::Prepared { attempt: 1, result: Err(error()) }]);
-    assert_eq!((state.at.clone(), effects), (At::Releasing { then: Then::Delete(Some(error())) }, vec![Effect::Release]));
+    assert_eq!(
+        (state.at.clone(), effects),
+        (At::Releasing { then: Then::Delete(Some(error())) }, vec![Effect::Release])
+    );
     let (state, _) = drive(state, vec![Event::Released { attempt: 1 }, Event::Removed { attempt: 1, result: Ok(()) }]);
     assert_eq!(state.at, At::Gone { error: Some(error()) });
 
