@@ -2,6 +2,7 @@
 
 use crate::emu::log::Level;
 use crate::emu::machine::Kind;
+use crate::emu::machine::accelerator::Choice;
 use clap::{Parser, ValueEnum};
 use std::path::PathBuf;
 
@@ -87,6 +88,9 @@ pub struct Args {
     /// What runs behind the API (banger-emu's own)
     #[arg(long, value_enum, default_value_t = MachineKind::Microvm)]
     pub machine: MachineKind,
+    /// What runs the guest's code (banger-emu's own)
+    #[arg(long, value_enum, default_value_t = Choice::Auto)]
+    pub accel: Choice,
     /// The agent's binary, for `--machine process` (banger-emu's own)
     #[arg(long, required_if_eq("machine", "process"))]
     pub agent: Option<PathBuf>,
@@ -115,7 +119,9 @@ impl Args {
                 Kind::Process { agent: agent.clone(), beside: self.api_sock.clone() }
             }
             (MachineKind::Scripted, _) => Kind::Scripted,
-            (MachineKind::Microvm | MachineKind::Process, _) => Kind::Microvm { sandbox: !self.no_seccomp },
+            (MachineKind::Microvm | MachineKind::Process, _) => {
+                Kind::Microvm { sandbox: !self.no_seccomp, accelerator: self.accel }
+            }
         }
     }
 
@@ -156,6 +162,6 @@ mod tests {
         assert!(parse("e --machine process").is_err());
         assert!(parse("e --level loud").is_err());
         let args = parse("e --api-sock a --id 12-3 --log-path l --level Debug --show-level --no-seccomp").unwrap();
-        assert!(matches!(args.kind(), Kind::Microvm { sandbox: false }));
+        assert!(matches!(args.kind(), Kind::Microvm { sandbox: false, .. }));
     }
 }

@@ -248,7 +248,8 @@ impl Controller {
             self.tasks.push(tokio::spawn(async move {
                 match driver.run().await {
                     Ok(end) => tracing::debug!(?end, "the link ended"),
-                    Err(error) => tracing::error!(%error, "the link broke"),
+                    // As it does when the machine ends, which is told elsewhere.
+                    Err(error) => tracing::debug!(%error, "the link broke"),
                 }
             }));
             let (script, metrics) = (self.settings.script.clone(), self.metrics.clone());

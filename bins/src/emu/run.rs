@@ -15,6 +15,7 @@ use crate::emu::tsc::Reading;
 use crate::emu::vsock::SocketFile;
 use clap::Parser as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::termios::{SetArg, tcgetattr, tcsetattr};
 use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -80,7 +81,15 @@ pub fn main() -> ExitCode {
             return if error.print().is_ok() { code.into() } else { GENERIC_ERROR.into() };
         }
     };
-    match run(&args, tsc) {
+    // QEMU puts a terminal into raw mode for the guest's console, and may be killed before it puts it back.
+    let terminal = tcgetattr(std::io::stdin()).ok();
+    let ended = run(&args, tsc);
+    if let Some(terminal) = terminal
+        && tcsetattr(std::io::stdin(), SetArg::TCSANOW, &terminal).is_err()
+    {
+        tracing::debug!("the terminal went away");
+    }
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");

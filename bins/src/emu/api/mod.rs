@@ -3,3 +3,5 @@
 pub mod bodies;
 pub mod request;
 pub mod server;
+#[cfg(test)]
+mod spec_tests;

@@ -3,6 +3,8 @@
 //! Nothing is named in the file system: monitor, console and the guest's port are sockets that QEMU inherits, so there is
 //! nothing to clean up and nobody else can connect. Values that a caller chose go in as JSON, or with their commas doubled.
 
+use super::accelerator::Accelerator;
+use super::qemu::Manner;
 use crate::emu::api::bodies::{Drive, HugePages, NetworkInterface};
 use crate::emu::resources::Resources;
 use serde_json::json;
@@ -31,16 +33,16 @@ pub enum Origin<'a> {
 
 /// All of QEMU's arguments.
 #[must_use]
-pub fn arguments(resources: &Resources, fds: Descriptors, origin: Origin<'_>, sandbox: bool) -> Vec<OsString> {
+pub fn arguments(resources: &Resources, fds: Descriptors, origin: Origin<'_>, manner: Manner) -> Vec<OsString> {
     let mut line = Line(Vec::new());
     line.add("-nodefaults");
     line.add("-no-user-config");
     line.option("-display", "none");
     line.add("-no-reboot");
-    if sandbox {
+    if manner.sandbox {
         line.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
     }
-    machine(&mut line, resources);
+    machine(&mut line, resources, manner.accelerator);
     match (origin, &resources.boot_source) {
         (Origin::Kernel(command_line), Some(source)) => {
             line.option("-kernel", &source.kernel_image_path);
@@ -78,7 +80,7 @@ pub fn arguments(resources: &Resources, fds: Descriptors, origin: Origin<'_>, sa
     line.0
 }
 
-fn machine(line: &mut Line, resources: &Resources) {
+fn machine(line: &mut Line, resources: &Resources, accelerator: Accelerator) {
     let config = &resources.machine_config;
     let pages = match config.huge_pages {
         HugePages::None => "",
@@ -87,8 +89,12 @@ fn machine(line: &mut Line, resources: &Resources) {
     line.option("-M", "microvm,acpi=on,memory-backend=mem0");
     line.option("-object", format!("memory-backend-memfd,id=mem0,size={}M,share=on{pages}", config.mem_size_mib));
     line.option("-m", format!("{}M", config.mem_size_mib));
-    line.option("-accel", "tcg,thread=multi");
-    line.option("-cpu", "max");
+    let (accelerator, processor) = match accelerator {
+        Accelerator::Kvm => ("kvm", "host"),
+        Accelerator::Tcg => ("tcg,thread=multi", "max"),
+    };
+    line.option("-accel", accelerator);
+    line.option("-cpu", processor);
     let cpus = config.vcpu_count;
     if config.smt && cpus > 1 {
         line.option("-smp", format!("cpus={cpus},sockets=1,cores={},threads=2", cpus / 2));
@@ -174,7 +180,7 @@ mod tests {
     use crate::emu::api::bodies::{BootSource, MachineConfigUpdate, Vsock};
 
     fn words(resources: &Resources, fds: Descriptors, origin: Origin<'_>) -> String {
-        let words = arguments(resources, fds, origin, false);
+        let words = arguments(resources, fds, origin, Manner { sandbox: false, accelerator: Accelerator::Tcg });
         words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
     }
 

@@ -3,10 +3,10 @@
 use crate::emu::api::bodies::{BootSource, Drive};
 use crate::emu::resources::DEFAULT_BOOT_ARGS;
 
-/// The arguments for an emulated guest: `reboot=t`, because there is no i8042 to reset by; the TSC's rate and no timer
-/// check, because both are measured wrongly under emulation on a loaded host.
+/// The arguments for a microvm: `reboot=t`, because there is no i8042 to reset by; under emulation also the TSC's rate and no
+/// timer check, because both are measured wrongly on a loaded host.
 #[must_use]
-pub fn for_emulation(source: &BootSource, root: Option<&Drive>, tsc_khz: u64) -> String {
+pub fn for_qemu(source: &BootSource, root: Option<&Drive>, emulated_tsc_khz: Option<u64>) -> String {
     let given = source.boot_args.as_deref().unwrap_or(DEFAULT_BOOT_ARGS);
     // What follows a lone `--` is for init and stays behind everything else.
     let (kernel, init) = match given.split_once(" -- ") {
@@ -23,11 +23,14 @@ pub fn for_emulation(source: &BootSource, root: Option<&Drive>, tsc_khz: u64) ->
         words.push(if drive.is_read_only() { "ro" } else { "rw" }.to_owned());
     }
     words.push("reboot=t".to_owned());
-    for (key, added) in [
-        ("tsc_early_khz=", format!("tsc_early_khz={tsc_khz}")),
-        ("no_timer_check", "no_timer_check".to_owned()),
-        ("tsc=", "tsc=reliable".to_owned()),
-    ] {
+    let clock = emulated_tsc_khz.map(|khz| {
+        [
+            ("tsc_early_khz=", format!("tsc_early_khz={khz}")),
+            ("no_timer_check", "no_timer_check".to_owned()),
+            ("tsc=", "tsc=reliable".to_owned()),
+        ]
+    });
+    for (key, added) in clock.into_iter().flatten() {
         if !words.iter().any(|word| word.starts_with(key)) {
             words.push(added);
         }
@@ -49,14 +52,19 @@ mod tests {
 
     #[test]
     fn reboot_is_rewritten_and_the_clock_given() {
-        let line = for_emulation(&source(Some("console=ttyS0 reboot=k panic=1  quiet")), None, 2_596_144);
+        let line = for_qemu(&source(Some("console=ttyS0 reboot=k panic=1  quiet")), None, Some(2_596_144));
         assert_eq!(line, "console=ttyS0 panic=1 quiet reboot=t tsc_early_khz=2596144 no_timer_check tsc=reliable");
     }
 
     #[test]
     fn inits_own_arguments_stay_last_and_the_callers_clock_wins() {
-        let line = for_emulation(&source(Some("tsc=unstable reboot=k -- single reboot=x")), None, 7);
+        let line = for_qemu(&source(Some("tsc=unstable reboot=k -- single reboot=x")), None, Some(7));
         assert_eq!(line, "tsc=unstable reboot=t tsc_early_khz=7 no_timer_check -- single reboot=x");
+    }
+
+    #[test]
+    fn kvm_needs_no_clock() {
+        assert_eq!(for_qemu(&source(Some("reboot=k quiet")), None, None), "quiet reboot=t");
     }
 
     #[test]
@@ -64,6 +72,6 @@ mod tests {
         let drive: Drive =
             serde_json::from_str(r#"{"drive_id":"r","is_root_device":true,"is_read_only":true,"path_on_host":"p"}"#)
                 .unwrap();
-        assert!(for_emulation(&source(None), Some(&drive), 7).contains(" root=/dev/vda ro reboot=t "));
+        assert!(for_qemu(&source(None), Some(&drive), Some(7)).contains(" root=/dev/vda ro reboot=t "));
     }
 }

@@ -1,5 +1,6 @@
 //! What runs behind the API: QEMU, the agent as a host process, or nothing at all.
 
+pub mod accelerator;
 pub mod command_line;
 pub mod kernel_args;
 pub mod process;
@@ -40,6 +41,7 @@ pub enum Kind {
     Microvm {
         /// Of `--no-seccomp`.
         sandbox: bool,
+        accelerator: accelerator::Choice,
     },
     Process {
         agent: PathBuf,
@@ -88,7 +90,15 @@ impl Kind {
         incoming: Option<File>,
     ) -> Result<Started, MachineError> {
         match self {
-            Self::Microvm { sandbox } => qemu::start(resources, tsc, incoming, *sandbox).await,
+            Self::Microvm { sandbox, accelerator } => {
+                qemu::start(
+                    resources,
+                    tsc,
+                    incoming,
+                    qemu::Manner { sandbox: *sandbox, accelerator: accelerator.decide().await },
+                )
+                .await
+            }
             Self::Process { .. } | Self::Scripted if incoming.is_some() => Err(MachineError::Unsupported("a snapshot")),
             Self::Process { agent, beside } => process::start(agent, beside, resources.vsock.is_some()).await,
             Self::Scripted if resources.boot_source.is_none() => Err(MachineError::NoKernel),

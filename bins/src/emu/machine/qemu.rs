@@ -1,5 +1,6 @@
 //! QEMU as a child: starting it so that it dies with us, telling it what to do, hearing its last words.
 
+use super::accelerator::Accelerator;
 use super::command_line::{Descriptors, Origin, arguments};
 use super::kernel_args;
 use super::qmp::{Qmp, QmpError};
@@ -28,6 +29,14 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 const WORDS_MAX: usize = 4096;
 /// A saved machine is written at the disk's speed: QEMU's own limit is meant for networks. In bytes per second.
 const MIGRATION_BANDWIDTH: u64 = 1 << 40;
+
+/// How QEMU runs its guest.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// Whether QEMU's seccomp filter is on.
+    pub sandbox: bool,
+    pub accelerator: Accelerator,
+}
 
 /// A running QEMU.
 #[derive(Debug)]
@@ -79,11 +88,17 @@ pub async fn start(
     resources: &Resources,
     tsc: Reading,
     incoming: Option<File>,
-    sandbox: bool,
+    manner: Manner,
 ) -> Result<Started, MachineError> {
     let command_line = match (&resources.boot_source, &incoming) {
         (_, Some(_)) => None,
-        (Some(source), None) => Some(kernel_args::for_emulation(source, resources.root_drive(), tsc.khz().await)),
+        (Some(source), None) => {
+            let khz = match manner.accelerator {
+                Accelerator::Tcg => Some(tsc.khz().await),
+                Accelerator::Kvm => None,
+            };
+            Some(kernel_args::for_qemu(source, resources.root_drive(), khz))
+        }
         (None, None) => return Err(MachineError::NoKernel),
     };
     let origin = command_line.as_deref().map_or(Origin::Snapshot, Origin::Kernel);
@@ -97,7 +112,7 @@ pub async fn start(
     };
     let program = std::env::var_os(QEMU_ENV).unwrap_or_else(|| OsString::from(QEMU));
     let mut command = Command::new(&program);
-    command.args(arguments(resources, descriptors, origin, sandbox)).stderr(Stdio::piped()).kill_on_drop(true);
+    command.args(arguments(resources, descriptors, origin, manner)).stderr(Stdio::piped()).kill_on_drop(true);
     if resources.serial.serial_out_path.is_some() || console.is_some() {
         command.stdin(Stdio::null()).stdout(Stdio::null());
     }
@@ -159,7 +174,11 @@ impl Qemu {
         let status = self.child.wait().await;
         let end = match status {
             Ok(status) if status.success() => End::Guest,
-            Ok(status) => End::Failed(format!("QEMU ended ({status}): {}", self.words.all().await)),
+            Ok(status) => {
+                let said = self.words.all().await;
+                let colon = if said.is_empty() { "" } else { ": " };
+                End::Failed(format!("QEMU ended ({status}){colon}{said}"))
+            }
             Err(error) => End::Failed(format!("QEMU's end cannot be waited for: {error}")),
         };
         self.ended = Some(end.clone());

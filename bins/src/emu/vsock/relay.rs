@@ -3,33 +3,51 @@
 use link::mux::MuxStream;
 use std::io;
 use std::os::fd::AsFd as _;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
 
 /// Large enough that a bulk copy is not all wake-ups. The memory is only touched as far as it is used.
 const BUFFER: usize = 128 << 10;
 
+/// How long a guest that has said its last may leave what is sent to it unread: it may have closed the stream altogether,
+/// which the link does not tell from half of it.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// How a copy is getting on.
+#[derive(Debug, Default)]
+struct Progress {
+    /// Chunks carried so far.
+    chunks: AtomicU64,
+    /// Whether it waits for the receiver, not for the sender.
+    is_writing: AtomicBool,
+}
+
 /// Carries bytes until both directions have ended. A client that hangs up altogether ends the stream as well, or a silent
 /// guest could keep it for ever.
 pub(super) async fn relay(client: UnixStream, guest: MuxStream) {
-    let (client_reader, mut client_writer) = client.into_split();
+    let (mut client_reader, mut client_writer) = client.into_split();
     let (mut guest_reader, mut guest_writer) = tokio::io::split(guest);
-    let mut client_reader = client_reader;
+    let progress = Progress::default();
     let outward = async {
-        copy(&mut client_reader, &mut guest_writer).await?;
+        copy(&mut client_reader, &mut guest_writer, &progress).await?;
         guest_writer.shutdown().await?;
         // A half-closed client still listens.
         hung_up(client_reader.as_ref()).await
     };
     let inward = async {
-        copy(&mut guest_reader, &mut client_writer).await?;
+        copy(&mut guest_reader, &mut client_writer, &Progress::default()).await?;
         client_writer.shutdown().await
     };
     tokio::pin!(outward, inward);
     let result = tokio::select! {
         result = &mut inward => match result {
             // The guest has said all; the client may go on until it has as well, or is gone.
-            Ok(()) => outward.await,
+            Ok(()) => tokio::select! {
+                result = &mut outward => result,
+                () = stuck(&progress) => Err(io::ErrorKind::TimedOut.into()),
+            },
             Err(error) => Err(error),
         },
         result = &mut outward => result,
@@ -39,15 +57,33 @@ pub(super) async fn relay(client: UnixStream, guest: MuxStream) {
     }
 }
 
-async fn copy<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(reader: &mut R, writer: &mut W) -> io::Result<()> {
+async fn copy<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    reader: &mut R,
+    writer: &mut W,
+    progress: &Progress,
+) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
         let read = reader.read(&mut buffer).await?;
         if read == 0 {
             return Ok(());
         }
+        progress.is_writing.store(true, Ordering::Relaxed);
         writer.write_all(&buffer[..read]).await?;
         writer.flush().await?;
+        progress.is_writing.store(false, Ordering::Relaxed);
+        progress.chunks.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Waits until a copy has stood still before its receiver for [`LINGER`].
+async fn stuck(progress: &Progress) {
+    loop {
+        let before = progress.chunks.load(Ordering::Relaxed);
+        tokio::time::sleep(LINGER).await;
+        if progress.is_writing.load(Ordering::Relaxed) && progress.chunks.load(Ordering::Relaxed) == before {
+            return;
+        }
     }
 }
 
