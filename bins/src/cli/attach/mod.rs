@@ -17,8 +17,6 @@ mod signals;
 mod stdin;
 mod terminal;
 
-pub(super) use terminal::{RawTerminal, terminal_size};
-
 use super::failure::{BROKEN_PIPE, Failure};
 use frames::{FrameError, Frames};
 use messages::error::{ErrorKind, WireError};
@@ -30,6 +28,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
+use terminal::{RawTerminal, terminal_size};
 
 /// What to connect to the command.
 #[derive(Debug, Clone, Copy)]

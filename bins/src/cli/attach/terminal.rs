@@ -13,7 +13,7 @@ static HOOK: Once = Once::new();
 
 /// While it lives, stdin is a terminal in raw mode.
 #[derive(Debug)]
-pub(in crate::cli) struct RawTerminal(());
+pub(super) struct RawTerminal(());
 
 impl RawTerminal {
     /// Puts stdin in raw mode; `None` where it is no terminal.
@@ -66,7 +66,7 @@ fn restore() {
 }
 
 /// The size of the terminal that we have, if we have one that knows its size.
-pub(in crate::cli) fn terminal_size() -> Option<TerminalSize> {
+pub(super) fn terminal_size() -> Option<TerminalSize> {
     let known = |term: &console::Term| term.is_term().then(|| term.size_checked()).flatten();
     let (rows, columns) = known(&console::Term::stdout()).or_else(|| known(&console::Term::stderr()))?;
     (rows > 0 && columns > 0).then_some(TerminalSize { rows, columns })
