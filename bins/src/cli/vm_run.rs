@@ -199,6 +199,7 @@ async fn conclude(client: &Client, vm: &VmId, name: &VmName, ending: Ending) -> 
     }
     match ending {
         Ending::Failed(error) => Err(error.into()),
+        Ending::Unwritable(errno) => Err(Failure::io(ErrorKind::Host, "failed to write the command's output", &errno)),
         Ending::Lost(reason) => {
             let mut error = WireError::new(ErrorKind::Lost, reason)
                 .context(format!("lost the connection to VM {name} while the command ran"));

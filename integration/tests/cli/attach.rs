@@ -160,6 +160,19 @@ fn a_reader_that_leaves_ends_it_like_any_filter() {
 }
 
 #[test]
+fn a_full_disk_is_not_taken_for_a_lost_guest() {
+    let environment = TestEnvironment::new();
+    let _daemon = daemon(&environment, |mut agent| {
+        agent.started();
+        while agent.try_say(&OutputFrame::Stdout(b"y\n")).is_ok() {}
+    });
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = environment.command("banger").args(["vm", "exec", "x", "--", "yes"]).stdout(full).output().unwrap();
+    let stderr = environment.output(output).failure(205);
+    assert!(stderr.contains("failed to write the command's output: ENOSPC"), "{stderr}");
+}
+
+#[test]
 fn signals_go_to_the_command_and_its_status_comes_back() {
     for number in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT, Signal::SIGHUP] {
         let environment = TestEnvironment::new();

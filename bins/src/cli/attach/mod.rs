@@ -50,6 +50,8 @@ pub(super) enum Ending {
     Detached,
     /// Nobody reads our stdout or stderr any more.
     BrokenPipe,
+    /// Our stdout or stderr refuses, as a full disk does: the command is ended with the connection.
+    Unwritable(Errno),
     /// The user's terminal is gone and the command did not end by itself.
     HungUp,
     /// The connection broke off: nobody knows how the command ended.
@@ -145,7 +147,7 @@ fn receive(socket: UnixStream, credit: &stdin::Credit) -> Ending {
         match written {
             Ok(()) => {}
             Err(Errno::EPIPE) => return Ending::BrokenPipe,
-            Err(errno) => return Ending::Lost(format!("failed to write the command's output: {}", errno.desc())),
+            Err(errno) => return Ending::Unwritable(errno),
         }
     }
 }
@@ -181,7 +183,7 @@ impl Ending {
             Self::BrokenPipe => Some(BROKEN_PIPE),
             // 128 + SIGHUP.
             Self::HungUp => Some(129),
-            Self::Failed(_) | Self::Lost(_) => None,
+            Self::Failed(_) | Self::Unwritable(_) | Self::Lost(_) => None,
         }
     }
 }
