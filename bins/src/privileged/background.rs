@@ -38,6 +38,8 @@ pub enum BackgroundError {
 /// [`BackgroundError`]; nothing is left running then.
 pub(super) fn start(args: &Args, owner_uid: u32) -> Result<(), BackgroundError> {
     socket::prepare_directory(&args.socket, owner_uid)?;
+    // Before the log is begun anew: it may be the log of a helper that serves.
+    socket::refuse_taken(&args.socket)?;
     let log_path = log_path(&args.socket);
     let log = new_log(&log_path).map_err(|e| BackgroundError::Io("make the log file", e))?;
     let program = std::env::current_exe().map_err(|e| BackgroundError::Io("find this program", e))?;

@@ -63,6 +63,14 @@ pub(super) fn prepare_directory(path: &Path, owner_uid: u32) -> Result<(), Socke
     refuse_foreign_directory(directory, owner_uid)
 }
 
+/// Tells whether a helper serves this path now. Only a look: whoever binds takes the lock for good.
+///
+/// # Errors
+/// [`SocketError::Taken`].
+pub(crate) fn refuse_taken(path: &Path) -> Result<(), SocketError> {
+    lock(path).map(drop)
+}
+
 fn checked_directory(path: &Path) -> Result<&Path, SocketError> {
     let plain = path.components().all(|c| !matches!(c, std::path::Component::ParentDir));
     let fits = path.as_os_str().len() <= SOCKET_PATH_MAX;
@@ -106,7 +114,9 @@ mod tests {
     fn a_second_helper_is_refused_and_a_stale_socket_is_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("root.sock");
+        refuse_taken(&path).unwrap();
         let first = bind(&path, 0).unwrap();
+        assert!(matches!(refuse_taken(&path), Err(SocketError::Taken(_))));
         assert!(matches!(bind(&path, 0), Err(SocketError::Taken(_))));
         drop(first);
         assert!(path.exists(), "a helper leaves its socket");

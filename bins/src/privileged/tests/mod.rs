@@ -1,5 +1,6 @@
 //! What the helper does, tried against a double of the host.
 
+mod client;
 mod double;
 mod operations;
 mod properties;

@@ -21,15 +21,15 @@ use tokio::task::JoinHandle;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-struct Helper {
+pub(super) struct Helper {
     _directory: tempfile::TempDir,
-    path: PathBuf,
+    pub(super) path: PathBuf,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
 
 impl Helper {
-    fn start(host: &Double, owner_uid: u32) -> Self {
+    pub(super) fn start(host: &Double, owner_uid: u32) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
         let listener = UnixListener::bind(&path).unwrap();
@@ -74,7 +74,7 @@ impl Client {
     }
 }
 
-fn own_uid() -> u32 {
+pub(super) fn own_uid() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
