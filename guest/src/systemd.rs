@@ -154,18 +154,17 @@ pub async fn settled() -> Settled {
     while !Path::new(PRIVATE_SOCKET).exists() {
         tokio::time::sleep(POLL).await;
     }
+    let mut asked = false;
     loop {
         let output = Command::new("systemctl").args(["is-system-running", "--wait"]).output().await;
         let state = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
         match state.as_deref() {
             Ok("running") => return Settled::Running,
             Ok("degraded") => return Settled::Degraded(degraded().await),
-            Ok(state @ ("maintenance" | "stopping")) => {
-                return Settled::Degraded(format!("the guest's systemd is in the state `{state}`"));
-            }
-            // Not yet, or it does not listen yet.
-            Ok(_) => {}
-            Err(error) => return Settled::Degraded(format!("the guest's systemd cannot be asked: {error}")),
+            Ok("maintenance") => return Settled::Degraded("the guest's systemd is in maintenance mode".into()),
+            Err(error) if !asked => return Settled::Degraded(format!("the guest's systemd cannot be asked: {error}")),
+            // Not yet, or it does not listen yet; or the guest goes down before it was up, and nobody waits any more.
+            Ok(_) | Err(_) => asked = true,
         }
         tokio::time::sleep(ASK_AGAIN).await;
     }
