@@ -18,7 +18,8 @@ use std::net::Ipv4Addr;
 pub const CONTROL_PORT: u32 = 1024;
 /// The vsock port in the guest that operations are opened on.
 pub const OPERATION_PORT: u32 = 1025;
-/// The vsock port in the guest that reads and discards, then answers the count: the raw baseline of `make bench`.
+/// The vsock port in the guest that counts bytes, without frames: the dialler sends a `u64` (little endian), then so many
+/// bytes; the agent drops them and answers how many came, as a `u64`.
 pub const BENCH_PORT: u32 = 1026;
 /// The name of banger-emu's virtio-serial port, in `/sys/class/virtio-ports/*/name`.
 pub const SERIAL_PORT_NAME: &str = "banger.0";
@@ -97,7 +98,9 @@ pub enum AgentFrame {
         operation: OperationId,
         pid: u32,
     },
-    /// Sent again after each redial until it is acknowledged.
+    /// Sent again after each redial until it is acknowledged. Comes when the client has taken the last frame and closed its
+    /// stream (or 10 s later), so that a VM made for one command can go on this word. Also for what failed to start, with the
+    /// status that a shell has for it: 127 not found, 126 not to be run.
     OperationEnded {
         operation: OperationId,
         status: ExitStatus,

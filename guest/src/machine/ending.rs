@@ -18,6 +18,8 @@ const MARGIN: Duration = Duration::from_secs(2);
 /// Between SIGTERM and SIGKILL for the processes of a guest without an init.
 const TERMINATION: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(10);
+/// Between two signals to a systemd that may not have heard the first.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// A disk that takes longer to settle is left to its journal.
 const SETTLE: Duration = Duration::from_secs(10);
 const VERB_DEADLINE: Duration = Duration::from_secs(1);
@@ -107,6 +109,23 @@ async fn hear(agent: Arc<Agent>, socket: UnixStream) {
         Some(Init::Systemd(_) | Init::Other(_)) => Duration::ZERO,
     };
     machine.ending().finish(&agent, kind, grace).await;
+}
+
+/// Tells systemd to reboot, and again: one that has just been started does not hear it yet, and PID 1 drops what it has no
+/// handler for. Ends with the guest, or after `patience`.
+pub async fn ask_systemd(patience: Duration) {
+    let asking = async {
+        loop {
+            if let Err(error) = crate::sys::signal_process(Pid::from_raw(1), power::systemd_reboot_signal()) {
+                tracing::warn!(%error, "systemd was not told to stop");
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    };
+    tokio::select! {
+        () = asking => {}
+        () = tokio::time::sleep(patience) => {}
+    }
 }
 
 /// Another init's own `reboot`: it kills the agent too before it resets the machine, so the last words come first.

@@ -14,7 +14,7 @@ use crate::identity::{self, RUNTIME_DIRECTORY};
 use crate::mounts::{self, MountError};
 use crate::network::{self, NetworkError};
 use crate::systemd::{self, Init, Settled};
-use crate::{init, power, serial_port, sys, transport};
+use crate::{init, serial_port, sys, transport};
 use link::mux::Attach;
 use messages::error::{ErrorKind, WireError};
 use messages::frame;
@@ -241,15 +241,13 @@ impl GuestMachine {
     pub async fn stop(&self, agent: &Arc<Agent>, kind: StopKind, deadline: Duration) {
         self.ending.ask(kind);
         match self.image_init() {
-            Some(Init::Systemd(_)) => {
-                if let Err(error) = sys::signal_process(nix::unistd::Pid::from_raw(1), power::systemd_reboot_signal()) {
-                    tracing::warn!(%error, "systemd was not told to stop");
-                }
+            Some(Init::Systemd(_)) => super::ending::ask_systemd(super::ending::own_share(deadline)).await,
+            Some(Init::Other(_)) => {
+                super::ending::run_reboot_program(agent, kind).await;
+                tokio::time::sleep(super::ending::own_share(deadline)).await;
             }
-            Some(Init::Other(_)) => super::ending::run_reboot_program(agent, kind).await,
             Some(Init::None) | None => return self.ending.finish(agent, kind, deadline).await,
         }
-        tokio::time::sleep(super::ending::own_share(deadline)).await;
         tracing::warn!("the image's init did not end in time");
         self.ending.finish(agent, kind, Duration::ZERO).await;
     }
