@@ -145,7 +145,7 @@ impl World {
     pub(crate) fn start_helper(&self) -> io::Result<()> {
         let socket = self.base.join("r/root.sock");
         let mut program = self.program("bangerd-root", &[]);
-        program.argv.extend(["--owner", &self.uid.to_string(), "--socket"].map(ToOwned::to_owned));
+        program.argv.extend(["--foreground", "--owner", &self.uid.to_string(), "--socket"].map(ToOwned::to_owned));
         program.argv.push(socket.display().to_string());
         program.user = None;
         program.deadline = Duration::MAX / 4;
