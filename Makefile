@@ -106,6 +106,32 @@ bench: build bench-deps ## Measure speed and size against their goals; also writ
 	@mkdir -p target/bench
 	@$(AS_ROOT) $(OUT)/banger-smoke bench $(if $(CACHE),--cache $(CACHE)) --report target/bench/report.json $(if $(ONLY),--only $(ONLY))
 
+# Everything instrumented, in a target directory of its own. What is killed on purpose, and the agent in the guests, leaves no
+# counters; the agent's own tests do.
+COVERAGE := $(CURDIR)/target/coverage
+.PHONY: coverage
+coverage: deps ## Run every test with counters, and print how much of each file they reach
+	$(AS_CALLER) rustup component add llvm-tools
+	@rm -rf $(COVERAGE)/counters $(COVERAGE)/bin && mkdir -p $(COVERAGE)/bin $(LOGS) && mkdir -m 1777 $(COVERAGE)/counters
+	$(if $(CALLER),@chown -R $(CALLER) $(COVERAGE))
+	@# A counter file for each program and process, merged as they end; the smoke user writes there too.
+	export LLVM_PROFILE_FILE='$(COVERAGE)/counters/%8m.profraw' CARGO_TARGET_DIR=$(COVERAGE) RUSTFLAGS="-C instrument-coverage"; \
+	with="env LLVM_PROFILE_FILE=$$LLVM_PROFILE_FILE CARGO_TARGET_DIR=$$CARGO_TARGET_DIR"; \
+	$(AS_CALLER) $$with RUSTFLAGS="$$RUSTFLAGS" cargo build --release --locked -p bins -p smoke --bins; \
+	$(AS_CALLER) $$with RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked -p guest --bins --target $(TARGET); \
+	for program in $(HOST_PROGRAMS); do install -m 755 $(COVERAGE)/release/$$program $(COVERAGE)/bin/; done; \
+	install -m 755 $(COVERAGE)/$(TARGET)/release/banger-agent $(COVERAGE)/bin/; \
+	status=0; $(AS_CALLER) $$with RUSTFLAGS="$$RUSTFLAGS" BANGER_BIN_DIR=$(COVERAGE)/bin cargo test --no-fail-fast --release --locked --workspace || status=1; \
+	chmod -R a+rwX $(COVERAGE)/counters; \
+	$(AS_ROOT) env LLVM_PROFILE_FILE="$$LLVM_PROFILE_FILE" $(COVERAGE)/bin/banger-smoke run $(SMOKE_FLAGS) || status=1; \
+	tools=$$(ls -d $$(rustc --print sysroot)/lib/rustlib/*/bin | head -1); \
+	$$tools/llvm-profdata merge -sparse $(COVERAGE)/counters/*.profraw -o $(COVERAGE)/all.profdata; \
+	objects=$$(for file in $(COVERAGE)/bin/banger $(COVERAGE)/bin/bangerd $(COVERAGE)/bin/bangerd-root $(COVERAGE)/bin/banger-emu \
+		$$(find $(COVERAGE)/release/deps -maxdepth 1 -type f -executable ! -name '*.so'); do echo "-object $$file"; done); \
+	$$tools/llvm-cov report -instr-profile=$(COVERAGE)/all.profdata $$objects --ignore-filename-regex='/\.cargo/|/rustc/|/tests?/' \
+		| tee $(COVERAGE)/report.txt; \
+	exit $$status
+
 ##@ Keep tidy
 .PHONY: fmt
 fmt: ## Format the code

@@ -74,8 +74,9 @@ impl World {
         .into_iter()
         .map(|(key, value)| (key.to_owned(), value))
         .collect();
-        // Downloads go where the caller's go.
-        env.extend(std::env::vars().filter(|(key, _)| key.to_ascii_lowercase().ends_with("_proxy")));
+        // Downloads go where the caller's go, and so do the counters of `make coverage`.
+        let passed = |key: &str| key.to_ascii_lowercase().ends_with("_proxy") || key == "LLVM_PROFILE_FILE";
+        env.extend(std::env::vars().filter(|(key, _)| passed(key)));
         let world =
             Self { base: base.to_owned(), state: state.to_owned(), uid, env, helper: std::sync::Mutex::new(None) };
         world.configure("")?;
