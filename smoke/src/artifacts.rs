@@ -8,6 +8,8 @@ use std::time::Duration;
 
 /// What the scenarios run on.
 pub(crate) const IMAGE: &str = "debian-bookworm";
+/// The kernel that the image names.
+const KERNEL: &str = "debian-cloud-6.12";
 /// What of the state directory the cache keeps: both are plain directories that the daemon reads at its start.
 const KEPT: [&str; 2] = ["images", "kernels"];
 /// A pull builds an image from packages: minutes, on two busy processors.
@@ -25,11 +27,15 @@ pub(crate) fn provide(case: &Case<'_>, cache: Option<&Path>) -> Outcome {
         }
         case.note("the cache holds no usable image: pulling");
     }
-    let mut pull = case.world.banger(&["image", "pull", IMAGE]);
-    pull.deadline = PULL_DEADLINE;
-    let done = case.run(pull)?;
-    if done.code() != 0 {
-        return Err(Stop::Failed(format!("`image pull {IMAGE}` exited with {}: {}", done.code(), done.err().trim())));
+    // The kernel would come with the image; pulled by itself, it is tried too.
+    for arguments in [["kernel", "pull", KERNEL], ["image", "pull", IMAGE]] {
+        let mut pull = case.world.banger(&arguments);
+        pull.deadline = PULL_DEADLINE;
+        let done = case.run(pull)?;
+        if done.code() != 0 {
+            let what = arguments.join(" ");
+            return Err(Stop::Failed(format!("`{what}` exited with {}: {}", done.code(), done.err().trim())));
+        }
     }
     if let Some(cache) = cache {
         keep(case, cache)?;
