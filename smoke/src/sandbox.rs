@@ -28,6 +28,7 @@ const SHOW: [&str; 4] = ["--", "sh", "-c", "uname -a; cat /etc/os-release"];
 /// Opens a sandbox, and gives the exit code of its command or shell.
 pub(crate) fn run(options: &Options, slot: u8, base: &Path, programs: &Path) -> Result<u8, Box<dyn Error>> {
     let (state, cache) = (options.dir.join("s"), options.dir.join("c"));
+    world::private_etc(base)?;
     let uid = owner(slot, base)?;
     for directory in [&state, &cache] {
         fs::create_dir_all(directory)?;
@@ -82,7 +83,7 @@ fn owner(slot: u8, base: &Path) -> Result<u32, Box<dyn Error>> {
         text.lines().any(|line| line.split(':').next().is_some_and(|first| first == user.name || first == uid))
     };
     if !(known("/etc/subuid") && known("/etc/subgid")) {
-        world::add_subordinates(base, &user.name, slot)?;
+        world::add_subordinates(&user.name, slot)?;
     }
     Ok(user.uid.as_raw())
 }

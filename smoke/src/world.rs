@@ -35,6 +35,7 @@ impl World {
     /// # Errors
     /// Any step of root's that fails.
     pub(crate) fn open(slot: u8, base: &Path, programs: &Path) -> io::Result<Self> {
+        private_etc(base)?;
         let uid = add_slot_user(base, slot)?;
         Self::open_as(uid, base, programs, &base.join("s"), &base.join("c"))
     }
@@ -57,7 +58,6 @@ impl World {
         }
         fs::set_permissions(base.join("r"), Permissions::from_mode(0o755))?;
         open_tun_to_all()?;
-        reachable_resolver(base)?;
         let path = |name: &str| base.join(name).display().to_string();
         let mut env: Vec<(String, String)> = [
             ("PATH", format!("{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", bin.display())),
@@ -200,49 +200,57 @@ impl World {
     }
 }
 
-/// Makes the slot's user known, with subordinate ids, in this mount namespace only, and gives its uid.
+/// Gives this mount namespace an /etc of its own. The whole directory, because a mount over a single file vanishes as soon as
+/// somebody outside replaces that file, as useradd does.
 ///
 /// # Errors
-/// A file of /etc cannot be read or covered.
+/// It cannot be copied or mounted.
+pub(crate) fn private_etc(base: &Path) -> io::Result<()> {
+    let own = base.join("etc");
+    let done = Program::tool(&["cp", "-a", "/etc/.", &own.display().to_string()]).run()?;
+    if done.code() != 0 {
+        return Err(io::Error::other(format!("cannot copy /etc: {}", done.err())));
+    }
+    nix::mount::mount(Some(&own), "/etc", None::<&str>, nix::mount::MsFlags::MS_BIND, None::<&str>)?;
+    // A resolver on the host's loopback cannot be reached from a namespace: systemd-resolved's upstreams take its place.
+    let upstreams = fs::read_to_string("/run/systemd/resolve/resolv.conf").unwrap_or_default();
+    if fs::read_to_string("/etc/resolv.conf").unwrap_or_default().contains("nameserver 127.") && !upstreams.is_empty() {
+        fs::remove_file("/etc/resolv.conf")?;
+        fs::write("/etc/resolv.conf", upstreams)?;
+    }
+    Ok(())
+}
+
+/// Makes the slot's user known, with subordinate ids, in this mount namespace only, and gives its uid. Needs
+/// [`private_etc`].
+///
+/// # Errors
+/// A file of /etc cannot be written.
 pub(crate) fn add_slot_user(base: &Path, slot: u8) -> io::Result<u32> {
     let (uid, home) = (FIRST_UID + u32::from(slot), base.join("h"));
-    add_line(base, "passwd", &format!("{USER}:x:{uid}:{uid}:banger smoke:{}:/bin/sh\n", home.display()))?;
-    add_line(base, "group", &format!("{USER}:x:{uid}:\n"))?;
-    add_subordinates(base, USER, slot)?;
+    add_line("passwd", &format!("{USER}:x:{uid}:{uid}:banger smoke:{}:/bin/sh\n", home.display()))?;
+    add_line("group", &format!("{USER}:x:{uid}:\n"))?;
+    add_subordinates(USER, slot)?;
     Ok(uid)
 }
 
-/// Gives a user the slot's subordinate ids, in this mount namespace only.
+/// Gives a user the slot's subordinate ids, in this mount namespace only. Needs [`private_etc`].
 ///
 /// # Errors
-/// A file of /etc cannot be read or covered.
-pub(crate) fn add_subordinates(base: &Path, name: &str, slot: u8) -> io::Result<()> {
+/// A file of /etc cannot be written.
+pub(crate) fn add_subordinates(name: &str, slot: u8) -> io::Result<()> {
     let line = format!("{name}:{}:{SUBUIDS}\n", FIRST_SUBUID + u32::from(slot) * SUBUIDS);
-    add_line(base, "subuid", &line)?;
-    add_line(base, "subgid", &line)
+    add_line("subuid", &line)?;
+    add_line("subgid", &line)
 }
 
-fn add_line(base: &Path, file: &str, line: &str) -> io::Result<()> {
-    let real = PathBuf::from("/etc").join(file);
-    if !real.exists() {
-        // A mount needs something to cover; adduser makes the same empty file.
-        fs::write(&real, "")?;
-    }
-    let mut text = fs::read_to_string(&real)?;
+fn add_line(file: &str, line: &str) -> io::Result<()> {
+    let path = Path::new("/etc").join(file);
+    let mut text = fs::read_to_string(&path).unwrap_or_default();
     if !text.is_empty() && !text.ends_with('\n') {
         text.push('\n');
     }
-    fs::create_dir_all(base.join("etc"))?;
-    put_over(&base.join("etc").join(file), &real, &(text + line))
-}
-
-/// Mounts a file of this text over another.
-fn put_over(own: &Path, real: &Path, text: &str) -> io::Result<()> {
-    fs::write(own, text)?;
-    fs::set_permissions(own, Permissions::from_mode(0o644))?;
-    let real = fs::canonicalize(real)?;
-    nix::mount::mount(Some(own), &real, None::<&str>, nix::mount::MsFlags::MS_BIND, None::<&str>)
-        .map_err(io::Error::from)
+    fs::write(path, text + line)
 }
 
 /// The node is open to everyone on a stock system, but not everywhere.
@@ -259,15 +267,4 @@ fn open_tun_to_all() -> io::Result<()> {
     let mode = nix::sys::stat::Mode::from_bits_truncate(0o666);
     nix::sys::stat::mknod(node, kind, mode, nix::sys::stat::makedev(10, 200))?;
     fs::set_permissions(node, Permissions::from_mode(0o666))
-}
-
-/// A resolver on the host's loopback cannot be reached from a namespace: the upstreams of systemd-resolved take its place.
-fn reachable_resolver(base: &Path) -> io::Result<()> {
-    let text = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let upstreams = fs::read_to_string("/run/systemd/resolve/resolv.conf").unwrap_or_default();
-    if text.contains("nameserver 127.") && !upstreams.is_empty() {
-        fs::create_dir_all(base.join("etc"))?;
-        put_over(&base.join("etc/resolv.conf"), Path::new("/etc/resolv.conf"), &upstreams)?;
-    }
-    Ok(())
 }
