@@ -22,13 +22,12 @@ impl Cancel {
         Self::default()
     }
 
-    /// Ends the pull: its child gets SIGTERM (mmdebstrap then removes its scratch directory), the pull sees the end of
-    /// the stream.
+    /// Ends the pull: its child's process group is killed, the pull sees the end of the stream and cleans up.
     pub fn cancel(&self) {
         let mut state = self.lock();
         state.thrown = true;
         if let Some(group) = state.group {
-            signal(group, Signal::SIGTERM);
+            signal(group, Signal::SIGKILL);
         }
     }
 
@@ -43,7 +42,7 @@ impl Cancel {
         let mut state = self.lock();
         state.group = Some(group);
         if state.thrown {
-            signal(group, Signal::SIGTERM);
+            signal(group, Signal::SIGKILL);
         }
     }
 

@@ -10,13 +10,19 @@ use nix::unistd::Pid;
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 
 mod host;
+mod scratch;
+mod watchdog;
 
 pub use host::{HostTrap, host_traps};
+pub(super) use scratch::clean;
+
+use scratch::Scratch;
+use watchdog::Watchdog;
 
 /// How many of the last lines of a failed run are worth showing. apt repeats itself; the cause is near the end.
 const TAIL_LINES: usize = 12;
@@ -29,8 +35,6 @@ pub struct Recipe {
     pub suite: String,
     pub variant: Variant,
     pub packages: Vec<String>,
-    /// Options for dpkg, without the dashes; they stay in the image.
-    pub dpkg_options: Vec<String>,
     /// Run by the system's own `/bin/sh -e`, in it, before it is packed.
     pub scripts: Vec<String>,
     /// `debian_mirror` of the config. Without one mmdebstrap chooses.
@@ -55,6 +59,8 @@ pub enum DebianError {
     Host(HostTrap),
     #[error("failed to start mmdebstrap")]
     Start(#[source] io::Error),
+    #[error("failed to make a scratch directory")]
+    Scratch(#[source] io::Error),
     #[error("failed to wait for mmdebstrap")]
     Wait(#[source] io::Error),
     #[error("mmdebstrap failed ({status}): {}", tail.join(" | "))]
@@ -70,7 +76,9 @@ impl From<&DebianError> for WireError {
                 Self::from_error(ErrorKind::Host, error).hint("install it: `sudo apt install mmdebstrap uidmap`")
             }
             DebianError::Host(trap) => Self::from_error(ErrorKind::Host, error).hint(trap.hint()),
-            DebianError::Start(_) | DebianError::Wait(_) => Self::from_error(ErrorKind::Host, error),
+            DebianError::Start(_) | DebianError::Scratch(_) | DebianError::Wait(_) => {
+                Self::from_error(ErrorKind::Host, error)
+            }
             DebianError::Failed { tail, .. } => {
                 let wire = Self::from_error(ErrorKind::Download, error);
                 match failure_hint(tail) {
@@ -101,7 +109,7 @@ fn failure_hint(tail: &[String]) -> Option<&'static str> {
 
 impl Recipe {
     /// The command, as root or as an ordinary user.
-    fn command(&self, root: bool) -> Command {
+    fn command(&self, root: bool, scratch: &Path) -> Command {
         let mut command = Command::new("mmdebstrap");
         let variant = match self.variant {
             Variant::Extract => "extract",
@@ -114,7 +122,6 @@ impl Recipe {
             .arg("--format=tar")
             // translations of package descriptions are a third of what apt downloads, for nothing
             .arg("--aptopt=Acquire::Languages \"none\"")
-            .args(self.dpkg_options.iter().map(|option| format!("--dpkgopt={option}")))
             .args(self.scripts.iter().map(|script| format!("--customize-hook={}", hook(script))))
             .arg(&self.suite)
             .arg("-")
@@ -122,23 +129,24 @@ impl Recipe {
         command
             .env("LC_ALL", "C.UTF-8")
             .env("PATH", path_with_sbin())
+            .env("TMPDIR", scratch)
             // the current directory of a daemon may be out of reach of the build's own user namespace
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);
-        actors_sys::parent_death::signal_on_parent_death(&mut command, Signal::SIGTERM);
         command
     }
 
-    /// Runs it and gives the tar stream to `consume`, on this thread. The stream is whole only if this returns `Ok`: whatever
+    /// Runs it and gives the tar stream to `consume`, on this thread; `staging` gets a note while it runs. The stream is whole only if this returns `Ok`: whatever
     /// `consume` made must not be published before.
     ///
     /// # Errors
     /// mmdebstrap's failure, or else `consume`'s.
     pub fn run<T, E: From<DebianError>>(
         &self,
+        staging: &Path,
         cancel: &Cancel,
         reporter: &Reporter,
         consume: impl FnOnce(&mut dyn Read) -> Result<T, E>,
@@ -148,7 +156,8 @@ impl Recipe {
             return Err(DebianError::Host(trap).into());
         }
         reporter.step(format!("asking mmdebstrap for {}", self.suite));
-        let mut running = Running::start(self.command(root), cancel, reporter)?;
+        let scratch = Scratch::create(staging)?;
+        let mut running = Running::start(self.command(root, scratch.path()), cancel, reporter)?;
         let mut stdout = running.child.stdout.take().expect("stdout was asked to be a pipe");
         let consumed = consume(&mut stdout);
         if consumed.is_err() {
@@ -160,6 +169,7 @@ impl Recipe {
             let _padding = io::copy(&mut stdout, &mut io::sink());
         }
         let end = running.wait();
+        drop(scratch);
         if cancel.is_cancelled() {
             return Err(DebianError::Cancelled.into());
         }
@@ -173,13 +183,10 @@ impl Recipe {
     }
 }
 
-/// True where mmdebstrap ended because we closed its stdout or stopped it.
+/// True where mmdebstrap ended because we stopped it.
 fn broken_by_us(error: &DebianError) -> bool {
-    let DebianError::Failed { status, tail } = error else { return false };
-    matches!(status.signal(), Some(libc_signal) if libc_signal == Signal::SIGTERM as i32 || libc_signal == Signal::SIGPIPE as i32)
-        || tail
-            .iter()
-            .any(|line| line.contains("got a signal") || line.contains("Broken pipe") || line.contains("SIGTERM"))
+    let DebianError::Failed { status, .. } = error else { return false };
+    status.signal() == Some(Signal::SIGKILL as i32)
 }
 
 /// The shell line that runs a script in the new system, whose directory mmdebstrap gives as `$1`.
@@ -199,10 +206,13 @@ struct Running<'a> {
     cancel: &'a Cancel,
     tail: Option<JoinHandle<Vec<String>>>,
     group: Pid,
+    /// Called off by its drop, after the child has been waited for.
+    _watchdog: Watchdog,
 }
 
 impl<'a> Running<'a> {
     fn start(mut command: Command, cancel: &'a Cancel, reporter: &Reporter) -> Result<Self, DebianError> {
+        let mut watchdog = Watchdog::start()?;
         let mut child = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => DebianError::NotInstalled,
             _ => DebianError::Start(error),
@@ -215,15 +225,17 @@ impl<'a> Running<'a> {
             .name("mmdebstrap-stderr".to_owned())
             .spawn(move || follow(stderr, &reporter))
             .map_err(DebianError::Start);
-        let mut running = Self { child, cancel, tail: None, group };
+        let guarded = watchdog.guard(group.as_raw());
+        let mut running = Self { child, cancel, tail: None, group, _watchdog: watchdog };
         // An early return drops `running`, which stops the child.
+        guarded?;
         running.tail = Some(tail?);
         Ok(running)
     }
 
-    /// SIGTERM: mmdebstrap cleans up and goes.
+    /// SIGKILL to all of them: SIGTERM would leave mmdebstrap waiting for a child that waits for it.
     fn stop(&self) {
-        if let Err(error) = nix::sys::signal::killpg(self.group, Signal::SIGTERM) {
+        if let Err(error) = nix::sys::signal::killpg(self.group, Signal::SIGKILL) {
             tracing::debug!(%error, "mmdebstrap had ended already");
         }
     }

@@ -125,6 +125,7 @@ pub fn sweep(parent: &Path) -> io::Result<usize> {
     for entry in entries {
         let entry = entry?;
         if is_staging(&entry.file_name().to_string_lossy()) && entry.file_type()?.is_dir() {
+            super::debian::clean(&entry.path());
             fs::remove_dir_all(entry.path())?;
             removed += 1;
         }

@@ -71,12 +71,12 @@ pub enum ImageSource {
 pub struct DebianImage {
     pub suite: String,
     pub packages: Vec<String>,
-    /// dpkg's `path-exclude` patterns.
+    /// Directories that are left out of the image with all files below them, without a leading `/`.
     #[serde(default)]
     pub exclude: Vec<String>,
-    /// dpkg's `path-include` patterns: exceptions from `exclude`.
+    /// Names of files that are kept all the same.
     #[serde(default)]
-    pub include: Vec<String>,
+    pub keep: Vec<String>,
     /// Run in the new system, by its own `/bin/sh -e`.
     #[serde(default)]
     pub scripts: Vec<String>,
@@ -87,6 +87,16 @@ pub struct DebianImage {
 }
 
 impl DebianImage {
+    /// True for a path, without a leading `/`, that is to be left out. A directory comes back with what is kept in it.
+    #[must_use]
+    pub fn excludes(&self, path: &[u8]) -> bool {
+        let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or(path);
+        let below = |directory: &String| {
+            path.strip_prefix(directory.as_bytes()).is_some_and(|rest| rest.len() > 1 && rest[0] == b'/')
+        };
+        self.exclude.iter().any(below) && !self.keep.iter().any(|kept| kept.as_bytes() == name)
+    }
+
     /// How programs are run in it.
     #[must_use]
     pub fn config(&self) -> ImageConfig {
@@ -234,6 +244,19 @@ mod tests {
         assert_eq!((kernel.suite.as_str(), kernel.package.as_str()), ("trixie", "linux-image-cloud-amd64"));
         let ImageSource::Debian(image) = &catalog.image("debian-bookworm").unwrap().source;
         assert!(image.packages.iter().any(|package| package == "systemd-sysv"));
+    }
+
+    #[test]
+    fn manuals_are_left_out_and_licences_are_not() {
+        let catalog = Catalog::built_in();
+        let ImageSource::Debian(image) = &catalog.image("debian-bookworm").unwrap().source;
+        assert!(image.excludes(b"usr/share/man/man1/ls.1.gz"));
+        assert!(image.excludes(b"usr/share/doc/bash/README"));
+        for kept in
+            ["usr/share/doc/bash/copyright", "usr/share/doc", "usr/share/manners/x", "usr/share/locale/locale.alias"]
+        {
+            assert!(!image.excludes(kept.as_bytes()), "{kept}");
+        }
     }
 
     #[test]

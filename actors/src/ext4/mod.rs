@@ -11,3 +11,6 @@ pub mod tree;
 pub use build::{Built, Label, build};
 pub use error::Ext4Error;
 pub use tree::{Meta, Tree};
+
+#[cfg(test)]
+mod tests;

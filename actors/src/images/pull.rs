@@ -6,7 +6,7 @@ use super::{ImageError, ImageRecord, ImageStore};
 use crate::artifacts::debian::{Recipe, Variant};
 use crate::artifacts::{Cancel, Reporter, Staging, now_ms};
 use crate::catalog::{DebianImage, ImageEntry, ImageSource};
-use crate::ext4::tarball::read_tar;
+use crate::ext4::tarball::{Verdict, read_tar};
 use crate::ext4::{Label, Tree, build};
 use messages::ids::ImageName;
 use sha2::{Digest, Sha256};
@@ -35,9 +35,12 @@ pub fn pull(
     }
     let ImageSource::Debian(debian) = &entry.source;
     let staging = Staging::create(store.directory(), name.as_str())?;
-    let tree = recipe(debian, mirror).run(cancel, reporter, |tar| -> Result<Tree, ImageError> {
+    let tree = recipe(debian, mirror).run(staging.path(), cancel, reporter, |tar| -> Result<Tree, ImageError> {
         let mut tree = Tree::create(staging.path())?;
-        read_tar(&mut tree, Counted { inner: tar, reporter, read: 0, told: 0 }, identity::judge)?;
+        read_tar(&mut tree, Counted { inner: tar, reporter, read: 0, told: 0 }, |path| match path {
+            _ if debian.excludes(path) => Verdict::Drop,
+            _ => identity::judge(path),
+        })?;
         Ok(tree)
     })?;
     let path = staging.path().join(ROOTFS);
@@ -67,14 +70,10 @@ pub fn pull(
 }
 
 fn recipe(debian: &DebianImage, mirror: Option<&str>) -> Recipe {
-    let excluded = debian.exclude.iter().map(|pattern| format!("path-exclude={pattern}"));
-    let included = debian.include.iter().map(|pattern| format!("path-include={pattern}"));
     Recipe {
         suite: debian.suite.clone(),
         variant: Variant::Minimal,
         packages: debian.packages.clone(),
-        // dpkg takes the last pattern that fits.
-        dpkg_options: excluded.chain(included).collect(),
         scripts: debian.scripts.clone(),
         mirror: mirror.map(str::to_owned),
     }

@@ -46,12 +46,11 @@ pub fn pull(
         suite: debian.suite.clone(),
         variant: Variant::Extract,
         packages: vec![debian.package.clone()],
-        dpkg_options: Vec::new(),
         scripts: Vec::new(),
         mirror: mirror.map(str::to_owned),
     };
     let staging = Staging::create(store.directory(), entry.name.as_str())?;
-    let package = recipe.run(cancel, reporter, |tar| Package::read(tar, staging.path()))?;
+    let package = recipe.run(staging.path(), cancel, reporter, |tar| Package::read(tar, staging.path()))?;
     let record = assemble(
         package,
         staging.path(),

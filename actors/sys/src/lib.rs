@@ -2,7 +2,6 @@
 
 pub mod detached;
 pub mod fd_stream;
-pub mod parent_death;
 pub mod kvm_probe;
 pub mod pidfd;
 pub mod watched_fd;

@@ -42,7 +42,9 @@ impl HostTrap {
         match self {
             Self::NoMmdebstrap => "install it: `sudo apt install mmdebstrap uidmap`".to_owned(),
             Self::NoSubordinateIds { user, .. } => {
-                format!("give it one: `sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}`")
+                let first = first_free(&read("/etc/subuid")).max(first_free(&read("/etc/subgid")));
+                let range = format!("{first}-{}", first + RANGE - 1);
+                format!("give it one: `sudo usermod --add-subuids {range} --add-subgids {range} {user}`")
             }
             Self::NoNewuidmap => "install it: `sudo apt install uidmap`".to_owned(),
             Self::NewuidmapPowerless => "restore it: `sudo apt install --reinstall uidmap`".to_owned(),
@@ -59,6 +61,9 @@ impl HostTrap {
 
 /// Ubuntu 24.04's switch: 1 refuses user namespaces to programs without an AppArmor profile of their own.
 const APPARMOR: &str = "kernel.apparmor_restrict_unprivileged_userns";
+
+/// How many subordinate ids a build takes.
+const RANGE: u64 = 65536;
 
 /// Everything in the way of an ordinary user, worst first. Root needs none of it.
 #[must_use]
@@ -112,13 +117,22 @@ fn namespace_trap(setting: impl Fn(&'static str) -> String) -> Option<HostTrap> 
         .map(|(setting, _)| HostTrap::UserNamespacesOff { setting })
 }
 
+/// The first id after all ranges that are given.
+fn first_free(file: &str) -> u64 {
+    let end = |line: &str| {
+        let mut numbers = line.split(':').skip(1).map(|number| number.trim().parse::<u64>());
+        Some(numbers.next()?.ok()?.saturating_add(numbers.next()?.ok()?))
+    };
+    file.lines().filter_map(end).max().unwrap_or(0).max(100_000)
+}
+
 /// mmdebstrap needs 65536 ids in one range (subuid(5): `name-or-uid:first:count`).
 fn has_range(file: &str, user: &str, uid: u32) -> bool {
     file.lines().any(|line| {
         let mut fields = line.split(':');
         let who = fields.next().unwrap_or_default();
         let count: u64 = fields.nth(1).and_then(|count| count.trim().parse().ok()).unwrap_or(0);
-        (who == user || who == uid.to_string()) && count >= 65536
+        (who == user || who == uid.to_string()) && count >= RANGE
     })
 }
 
@@ -143,6 +157,12 @@ mod tests {
         assert!(!has_range(file, "small", 1002));
         assert!(!has_range(file, "carol", 1003));
         assert!(!has_range("", "alice", 1000));
+    }
+
+    #[test]
+    fn a_new_range_overlaps_none() {
+        assert_eq!(first_free(""), 100_000);
+        assert_eq!(first_free("alice:100000:65536\nbob:231072:65536\ncarol:165536:65536\nrubbish\n"), 296_608);
     }
 
     #[test]

@@ -1,0 +1,280 @@
+//! File systems made here, judged by e2fsck and read by debugfs: neither is ours.
+
+#![cfg(test)]
+
+use super::disk::{SIZE_MAX, SIZE_MIN, copy_sparse, create_disk};
+use super::tarball::{Verdict, read_tar};
+use super::{Built, Ext4Error, Label, Meta, Tree, build};
+use messages::{ErrorKind, WireError};
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::process::Command;
+
+fn tool(program: &str, arguments: &[&str], path: &Path) -> (bool, String) {
+    let search = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let output = Command::new(program).args(arguments).arg(path).env("PATH", search).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    (output.status.success(), text)
+}
+
+fn assert_clean(path: &Path) {
+    let (clean, said) = tool("e2fsck", &["-fn"], path);
+    assert!(clean, "{said}");
+}
+
+fn debugfs(path: &Path, request: &str) -> String {
+    tool("debugfs", &["-R", request], path).1
+}
+
+/// A tar archive being written.
+struct Archive(tar::Builder<Vec<u8>>);
+
+impl Archive {
+    fn new() -> Self {
+        Self(tar::Builder::new(Vec::new()))
+    }
+
+    fn add(&mut self, path: &str, kind: tar::EntryType, change: impl FnOnce(&mut tar::Header), contents: &[u8]) {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_700_000_000);
+        header.set_size(contents.len() as u64);
+        change(&mut header);
+        self.0.append_data(&mut header, path, contents).unwrap();
+    }
+
+    fn file(&mut self, path: &str, contents: &[u8]) {
+        self.add(path, tar::EntryType::Regular, |_| {}, contents);
+    }
+
+    fn link(&mut self, path: &str, kind: tar::EntryType, target: &str) {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(0o777);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_700_000_000);
+        header.set_size(0);
+        self.0.append_link(&mut header, path, target).unwrap();
+    }
+
+    fn pax(&mut self, records: &[(&str, &[u8])]) {
+        self.0.append_pax_extensions(records.iter().copied()).unwrap();
+    }
+
+    fn bytes(self) -> Vec<u8> {
+        self.0.into_inner().unwrap()
+    }
+}
+
+/// Everything that a Linux system may have, and a few things that only a test has.
+fn odd_archive() -> Vec<u8> {
+    use tar::EntryType::{Block, Char, Directory, Fifo, Link, Symlink};
+    let mut archive = Archive::new();
+    archive.add("./", Directory, |header| header.set_mode(0o755), b"");
+    archive.add("./tmp", Directory, |header| header.set_mode(0o1777), b"");
+    archive.add("bin/su", tar::EntryType::Regular, |header| header.set_mode(0o4755), b"setuid");
+    archive.link("bin/also-su", Link, "./bin/su");
+    archive.link("bin/sh", Symlink, "su");
+    archive.link("long-link", Symlink, &"x/".repeat(2000));
+    archive.add("dev/null", Char, |header| device(header, 1, 3), b"");
+    archive.add("dev/vdz", Block, |header| device(header, 259, 70_000), b"");
+    archive.add("run/pipe", Fifo, |header| header.set_mode(0o600), b"");
+    archive.add("owned", tar::EntryType::Regular, owned_by_many, b"x");
+    archive.pax(&[
+        ("mtime", b"1700000000.123456789"),
+        (
+            "SCHILY.xattr.security.capability",
+            b"\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
+        ),
+        ("SCHILY.xattr.user.note", b"hello"),
+        ("SCHILY.xattr.security.selinux", b"the host's"),
+    ]);
+    archive.file("bin/ping", b"capable");
+    archive.file(&format!("names/{}", "n".repeat(255)), b"long");
+    archive.file("names/\u{fc}n\u{ef}code \u{2603}", b"utf-8");
+    archive.file(&format!("{}deep", "d/".repeat(60)), b"deep");
+    archive.file("zeros", &vec![0; 10 << 20]);
+    archive.file("empty", b"");
+    archive.file("replaced", b"old contents");
+    archive.file("replaced", b"new");
+    for index in 0..3000 {
+        archive.file(&format!("many/file-{index:05}"), index.to_string().as_bytes());
+    }
+    archive.bytes()
+}
+
+fn device(header: &mut tar::Header, major: u32, minor: u32) {
+    header.set_device_major(major).unwrap();
+    header.set_device_minor(minor).unwrap();
+}
+
+fn owned_by_many(header: &mut tar::Header) {
+    header.set_uid(100_000);
+    header.set_gid(70_000);
+}
+
+fn tree(directory: &Path, archive: &[u8]) -> Result<Tree, Ext4Error> {
+    let mut tree = Tree::create(directory)?;
+    read_tar(&mut tree, archive, |path| if path == b"many/file-00007" { Verdict::Drop } else { Verdict::Keep })?;
+    Ok(tree)
+}
+
+fn built(directory: &Path, name: &str, archive: &[u8]) -> Built {
+    build(&tree(directory, archive).unwrap(), &directory.join(name), Label("test")).unwrap()
+}
+
+#[test]
+fn an_archive_of_oddities_becomes_a_clean_file_system() {
+    let directory = tempfile::tempdir().unwrap();
+    let made = built(directory.path(), "fs.ext4", &odd_archive());
+    let path = directory.path().join("fs.ext4");
+    assert_clean(&path);
+    assert_eq!(fs::metadata(&path).unwrap().len(), made.size_bytes);
+    assert!(fs::metadata(&path).unwrap().blocks() * 512 < 24 << 20, "zeros and the journal are holes");
+
+    let stat = |what: &str| debugfs(&path, &format!("stat \"{what}\""));
+    assert!(debugfs(&path, "show_super_stats -h").contains(&made.uuid.to_string()));
+    assert!(stat("/tmp").contains("Mode:  01777"), "{}", stat("/tmp"));
+    assert!(stat("/bin/su").contains("Mode:  04755") && stat("/bin/su").contains("Links: 2"));
+    assert_eq!(debugfs(&path, "cat /bin/also-su"), tool("debugfs", &["-R", "cat /bin/su"], &path).1);
+    assert!(stat("/bin/sh").contains("Fast link dest: \"su\""));
+    assert!(stat("/long-link").contains("Size: 4000"));
+    assert!(stat("/dev/null").contains("01:03"), "{}", stat("/dev/null"));
+    assert!(stat("/dev/vdz").contains("259:70000"), "{}", stat("/dev/vdz"));
+    assert!(stat("/run/pipe").contains("Type: FIFO"));
+    assert!(stat("/owned").contains("User: 100000   Group: 70000"), "{}", stat("/owned"));
+    let ping = stat("/bin/ping");
+    // ext4 keeps nanoseconds in the upper 30 bits of the extra time field.
+    assert!(ping.contains(&format!("{:08x}", 123_456_789_u32 << 2)), "{ping}");
+    assert!(ping.contains("user.note") && ping.contains("security.capability") && !ping.contains("selinux"), "{ping}");
+    assert!(debugfs(&path, &format!("cat /names/{}", "n".repeat(255))).contains("long"));
+    assert!(debugfs(&path, "cat \"/names/\u{fc}n\u{ef}code \u{2603}\"").contains("utf-8"));
+    assert!(debugfs(&path, &format!("cat /{}deep", "d/".repeat(60))).contains("deep"));
+    assert!(stat("/zeros").contains("Size: 10485760"));
+    assert!(debugfs(&path, "cat /replaced").ends_with("new"));
+    assert!(debugfs(&path, "cat /many/file-02999").ends_with("2999"));
+    assert!(debugfs(&path, "cat /many/file-00007").contains("File not found"));
+}
+
+#[test]
+fn equal_archives_give_equal_files_and_other_ones_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let archive = |contents: &[u8]| {
+        let mut archive = Archive::new();
+        archive.file("a", contents);
+        archive.file("b", b"b");
+        archive.bytes()
+    };
+    let one = built(directory.path(), "one", &archive(b"a"));
+    let two = built(directory.path(), "two", &archive(b"a"));
+    assert_eq!(one, two);
+    assert!(fs::read(directory.path().join("one")).unwrap() == fs::read(directory.path().join("two")).unwrap());
+    assert_ne!(built(directory.path(), "three", &archive(b"A")).uuid, one.uuid);
+}
+
+#[test]
+fn a_large_tree_fits_its_estimate() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut tree = Tree::create(directory.path()).unwrap();
+    for index in 0_u32..200 {
+        let contents = vec![1; 1 << 20];
+        tree.file(format!("f/{index}").as_bytes(), Meta::root(0o644), &mut contents.as_slice()).unwrap();
+    }
+    let made = build(&tree, &directory.path().join("fs"), Label("test")).unwrap();
+    assert_clean(&directory.path().join("fs"));
+    assert!(made.size_bytes < 216 << 20, "{} MiB for 200 MiB", made.size_bytes >> 20);
+}
+
+#[test]
+fn what_cannot_be_stored_is_a_typed_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let refused = |fill: &dyn Fn(&mut Tree) -> Result<(), Ext4Error>| {
+        fill(&mut Tree::create(directory.path()).unwrap()).unwrap_err()
+    };
+    let file = |path: &'static [u8]| move |tree: &mut Tree| tree.file(path, Meta::root(0o644), &mut std::io::empty());
+    assert!(matches!(refused(&file(b"caf\xe9")), Ext4Error::NotUtf8 { path } if path == "caf\\xe9"));
+    assert!(matches!(refused(&file(b"a/../../b")), Ext4Error::BadPath { .. }));
+    assert!(matches!(refused(&file(b"a\0b")), Ext4Error::BadPath { .. }));
+    assert!(matches!(refused(&|tree| tree.hard_link(b"a", b"b")), Ext4Error::DanglingLink { .. }));
+    assert!(matches!(
+        refused(&|tree| {
+            tree.symlink(b"lib", Meta::root(0o777), b"usr/lib")?;
+            file(b"lib/x")(tree)
+        }),
+        Ext4Error::ParentNotDirectory { .. }
+    ));
+}
+
+#[test]
+fn an_archive_that_breaks_off_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut archive = Archive::new();
+    archive.file("a", &[7; 5000]);
+    let bytes = archive.bytes();
+    for cut in [100, 512 + 10, 512 + 4999] {
+        let error = tree(directory.path(), &bytes[..cut]).unwrap_err();
+        assert!(matches!(error, Ext4Error::Archive(_)), "{cut}: {error}");
+    }
+}
+
+#[test]
+fn a_disk_is_a_sparse_copy_of_a_template() {
+    let directory = tempfile::tempdir().unwrap();
+    let templates = directory.path().join("templates");
+    let (one, two) = (directory.path().join("1.ext4"), directory.path().join("2.ext4"));
+    let uuid = create_disk(&templates, &one, (256 << 20) - 5).unwrap();
+    assert_eq!(create_disk(&templates, &two, 256 << 20).unwrap(), uuid);
+    assert_eq!(fs::read_dir(&templates).unwrap().count(), 1, "made once");
+    for path in [&one, &two] {
+        assert_clean(path);
+        assert_eq!(fs::metadata(path).unwrap().len(), 256 << 20);
+        assert!(fs::metadata(path).unwrap().blocks() * 512 < 2 << 20);
+        assert!(debugfs(path, "show_super_stats -h").contains(&uuid.to_string()));
+        for made in ["/upper", "/work", "/docker", "/containerd", "/containers"] {
+            let stat = debugfs(path, &format!("stat {made}"));
+            assert!(stat.contains("Mode:  0755") && stat.contains("User:     0"), "{made}: {stat}");
+        }
+    }
+    assert!(create_disk(&templates, &two, 256 << 20).is_err(), "a disk that is there is not replaced");
+    assert!(two.exists());
+}
+
+#[test]
+fn absurd_sizes_are_refused_and_leave_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    for bytes in [0, 3, SIZE_MIN - 1, SIZE_MAX + 1, u64::MAX] {
+        let error = create_disk(directory.path(), &directory.path().join("disk"), bytes).unwrap_err();
+        assert!(matches!(error, Ext4Error::DiskSize { asked, .. } if asked == bytes));
+        assert_eq!(WireError::from(&error).kind, ErrorKind::Usage);
+    }
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_sparse_copy_is_equal_and_as_sparse() {
+    let directory = tempfile::tempdir().unwrap();
+    let (from, to) = (directory.path().join("from"), directory.path().join("to"));
+    let file = fs::File::create(&from).unwrap();
+    file.set_len(64 << 20).unwrap();
+    for at in [0_u64, 1 << 20, (32 << 20) + 4096, (64 << 20) - 100] {
+        file.write_all_at(&[9; 100], at).unwrap();
+    }
+    copy_sparse(&from, &to).unwrap();
+    assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap());
+    assert!(fs::metadata(&to).unwrap().blocks() <= fs::metadata(&from).unwrap().blocks() + 64);
+}
+
+#[test]
+fn a_full_disk_is_told_apart() {
+    let full = std::io::Error::from_raw_os_error(nix::errno::Errno::ENOSPC as i32);
+    let error = Ext4Error::write(Path::new("x"), full);
+    assert!(matches!(error, Ext4Error::NoSpace { .. }));
+    let wire = WireError::from(&error);
+    assert_eq!(wire.kind, ErrorKind::Resources);
+    assert!(!wire.hints.is_empty());
+}
