@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -27,6 +27,11 @@ fn find_in(class: &Path, name: &str) -> Option<PathBuf> {
         (own.trim() == name).then(|| Path::new("/dev").join(entry.file_name()))
     })
 }
+
+/// The size of the driver's buffers (`PAGE_SIZE` in drivers/char/virtio_console.c).
+const PAGE: usize = 4096;
+/// How much is read before the multiplexer gets its turn.
+const BURST: usize = 64 << 10;
 
 /// An open port.
 #[derive(Debug)]
@@ -55,21 +60,36 @@ impl SerialPort {
     }
 }
 
+/// Reads until nothing is there or [`BURST`] has come: the driver hands out one page with each call. Only the part of the
+/// buffer that is read into is touched, as the rest is large and may never be.
+fn read_pages(fd: BorrowedFd<'_>, buffer: &mut ReadBuf<'_>) -> io::Result<usize> {
+    let mut total = 0;
+    while total < BURST && buffer.remaining() > 0 {
+        let page = buffer.remaining().min(PAGE);
+        match nix::unistd::read(fd, buffer.initialize_unfilled_to(page)) {
+            Ok(0) => break,
+            Ok(length) => {
+                buffer.advance(length);
+                total += length;
+            }
+            Err(_) if total > 0 => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(total)
+}
+
 impl AsyncRead for SerialPort {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
             ready!(self.poll_away(cx));
             let read = {
                 let mut ready = ready!(self.fd.poll_read_ready(cx))?;
-                let unfilled = buffer.initialize_unfilled();
-                ready.try_io(|fd| Ok(nix::unistd::read(fd, unfilled)?))
+                ready.try_io(|fd| read_pages(fd.as_fd(), buffer))
             };
             match read {
                 Ok(Ok(0)) => self.away = Some(Box::pin(tokio::time::sleep(AWAY_PAUSE))),
-                Ok(Ok(length)) => {
-                    buffer.advance(length);
-                    return Poll::Ready(Ok(()));
-                }
+                Ok(Ok(_)) => return Poll::Ready(Ok(())),
                 Ok(Err(error)) => return Poll::Ready(Err(error)),
                 Err(_would_block) => {}
             }
