@@ -9,11 +9,18 @@ pub(super) const INTERRUPTED: u8 = 128 + 2;
 /// The exit code of a filter whose reader left, as a shell reports it (128 + SIGPIPE).
 pub(super) const BROKEN_PIPE: u8 = 128 + 13;
 
+/// The exit code of a program that the guest does not have, as a shell reports it.
+const PROGRAM_NOT_FOUND: u8 = 127;
+/// The exit code of a program that the guest has and cannot run, as a shell reports it.
+const PROGRAM_NOT_RUN: u8 = 126;
+
 /// Why a command did not do what it was asked.
 #[derive(Debug)]
 pub(super) enum Failure {
     /// To be told to the user.
     Error(Box<WireError>),
+    /// The guest could not run the program: told like an error, with a shell's exit code.
+    NotRun(Box<WireError>),
     /// Nobody reads our stdout any more: leave silently, as a filter does.
     BrokenPipe,
     /// Everything has been said; leave with this code.
@@ -48,6 +55,7 @@ impl Failure {
     pub(super) fn hint(self, hint: impl Into<String>) -> Self {
         match self {
             Self::Error(error) => Self::Error(Box::new(error.hint(hint))),
+            Self::NotRun(error) => Self::NotRun(Box::new(error.hint(hint))),
             other => other,
         }
     }
@@ -57,6 +65,11 @@ impl Failure {
         match self {
             Self::Error(error) if error.kind == ErrorKind::Cancelled => INTERRUPTED,
             Self::Error(error) => error.kind.exit_code(),
+            Self::NotRun(error) => match error.kind {
+                ErrorKind::NotFound => PROGRAM_NOT_FOUND,
+                ErrorKind::Guest => PROGRAM_NOT_RUN,
+                other => other.exit_code(),
+            },
             Self::BrokenPipe => BROKEN_PIPE,
             Self::Said(code) => *code,
         }

@@ -23,7 +23,7 @@ pub fn main() -> ExitCode {
     };
     let output = Output { json: cli.global.json, quiet: cli.global.quiet };
     let code = run(output, cli.command).unwrap_or_else(|failure| {
-        if let Failure::Error(error) = &failure {
+        if let Failure::Error(error) | Failure::NotRun(error) = &failure {
             output.error(error);
         }
         failure.exit_code()

@@ -198,7 +198,7 @@ async fn conclude(client: &Client, vm: &VmId, name: &VmName, ending: Ending) -> 
         return Ok(code);
     }
     match ending {
-        Ending::Failed(error) => Err(error.into()),
+        Ending::Failed(error) => Err(Failure::NotRun(Box::new(error))),
         Ending::Unwritable(errno) => Err(Failure::io(ErrorKind::Host, "failed to write the command's output", &errno)),
         Ending::Lost(reason) => {
             let mut error = WireError::new(ErrorKind::Lost, reason)

@@ -117,7 +117,7 @@ fn a_command_that_cannot_be_run_is_an_error_of_the_guests_words() {
             WireError::new(ErrorKind::NotFound, "no such program `frobnicate`").hint("`apt install frobnicate`");
         agent.say(&OutputFrame::Failed(error));
     })
-    .failure(201);
+    .failure(127);
     assert_eq!(stderr, "error: no such program `frobnicate`\nhint: `apt install frobnicate`\n");
 }
 

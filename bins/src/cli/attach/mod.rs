@@ -108,7 +108,7 @@ pub(super) fn start_and_leave(socket: OwnedFd, deadline: Duration) -> Result<u32
                 sender.detach();
                 return Ok(pid);
             }
-            Ok(Some(OutputFrame::Failed(error))) => return Err(error.into()),
+            Ok(Some(OutputFrame::Failed(error))) => return Err(Failure::NotRun(Box::new(error))),
             Ok(Some(_)) => {}
             Ok(None) => {
                 return Err(Failure::new(
