@@ -103,7 +103,8 @@ impl Server {
                         current = self.begin(last, identified).await;
                     }
                     Err(why) => {
-                        tracing::info!(%why, "turned a control stream away");
+                        // Not louder: a guest can cause ten of these a second for ever.
+                        tracing::debug!(%why, "turned a control stream away");
                         drop(self.events.try_send(LinkEvent::Refused { why }));
                     }
                 },

@@ -17,8 +17,10 @@ use messages::error::{ErrorKind, WireError};
 use messages::ids::InterfaceName;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use std::ffi::OsString;
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::Interest;
@@ -223,11 +225,7 @@ struct Spawned {
 impl Spawned {
     async fn new(config: VmmConfig, limits: LaunchLimits) -> Result<Self, Cause> {
         let files = &config.files;
-        // The VMM writes from the file's start: what the last boot wrote would show through.
-        match std::fs::rename(files.console(), files.previous_console()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Cause::Console(error)),
-            _ => {}
-        }
+        fresh_console(files).map_err(Cause::Console)?;
         let arrivals = watch(files.dir());
         let mut arguments: Vec<OsString> = vec!["--api-sock".into(), files.api_socket().into()];
         arguments.extend(["--id", &files.vm().to_string(), "--level", "Warning"].map(OsString::from));
@@ -247,6 +245,16 @@ impl Spawned {
             Err(cause) => Err(self.guard.fail(&files, Step::Connect, cause).await),
         }
     }
+}
+
+/// Puts the last boot's console aside, for the VMM writes from the file's start and the old end would show; and makes the
+/// new one, which only this user may read whatever the VMM's umask.
+fn fresh_console(files: &VmFiles) -> io::Result<()> {
+    match std::fs::rename(files.console(), files.previous_console()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(files.console()).map(drop)
 }
 
 fn watch(dir: &Path) -> Option<WatchedFd> {

@@ -10,6 +10,7 @@ use messages::ids::VmId;
 use nix::sys::signal::Signal;
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -113,7 +114,8 @@ async fn a_launch_tells_the_vmm_everything_and_starts_it() {
     fs::write(place.files.console(), "the boot before").unwrap();
     let running = place.launch().await.unwrap();
     assert_eq!(fs::read_to_string(place.files.previous_console()).unwrap(), "the boot before");
-    assert!(!place.files.console().exists());
+    let console = fs::metadata(place.files.console()).unwrap();
+    assert_eq!((console.len(), console.permissions().mode() & 0o777), (0, 0o600));
     assert_eq!(running.driver.version().await.unwrap(), "1.16.1");
     let log = fs::read_to_string(place.files.log()).unwrap();
     let flags = format!("--api-sock {} --id 0707070707070707 --level Warning", place.files.api_socket().display());
@@ -259,6 +261,22 @@ async fn a_dropped_launch_kills_its_vmm() {
         until("the VMM is gone", || !place.files.lock().exists()).await;
         place.assert_clean();
     }
+}
+
+/// Also in the moments around the spawn itself, which happens in a thread that cannot be called back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_launch_that_is_dropped_while_it_spawns_leaves_nothing() {
+    let place = Place::new("");
+    for microseconds in (0..4000).step_by(200) {
+        let launch = tokio::spawn(launch(place.config()));
+        tokio::time::sleep(Duration::from_micros(microseconds)).await;
+        launch.abort();
+        if let Ok(outcome) = launch.await {
+            outcome.unwrap().process.kill_and_wait(PATIENCE).await.unwrap();
+        }
+        until("nothing is left", || place.processes().is_empty() && !place.files.lock().exists()).await;
+    }
+    place.assert_clean();
 }
 
 /// A VMM as an earlier daemon leaves it: its parent is dead.

@@ -101,24 +101,38 @@ pub(super) fn holders(file: &File) -> io::Result<Vec<u32>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        if pid != std::process::id() && holds(pid, file)? {
+        if pid != std::process::id() && holds(pid, file)? == Held::Yes {
             found.push(pid);
         }
     }
     Ok(found)
 }
 
+/// Whether a process has a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Held {
+    Yes,
+    No,
+    /// Its descriptors may not be looked at.
+    Unknown,
+}
+
 /// Whether this process has the lock, not merely the file open.
-pub(super) fn holds(pid: u32, file: &File) -> io::Result<bool> {
+pub(super) fn holds(pid: u32, file: &File) -> io::Result<Held> {
     let ours = file.metadata()?;
-    // A process that has gone, or is somebody else's, is no holder of ours.
-    let Ok(descriptors) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return Ok(false) };
-    Ok(descriptors.flatten().any(|descriptor| {
+    let descriptors = match std::fs::read_dir(format!("/proc/{pid}/fd")) {
+        Ok(descriptors) => descriptors,
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(Held::Unknown),
+        // It has gone.
+        Err(_) => return Ok(Held::No),
+    };
+    let held = descriptors.flatten().any(|descriptor| {
         let same = std::fs::metadata(descriptor.path())
             .is_ok_and(|theirs| theirs.ino() == ours.ino() && theirs.dev() == ours.dev());
         let info = || Path::new("/proc").join(pid.to_string()).join("fdinfo").join(descriptor.file_name());
         same && std::fs::read_to_string(info()).is_ok_and(|info| info.contains("FLOCK"))
-    }))
+    });
+    Ok(if held { Held::Yes } else { Held::No })
 }
 
 /// A VMM leads its session; its helpers do not.

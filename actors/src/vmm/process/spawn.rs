@@ -1,7 +1,7 @@
 //! Starts a VMM, or finds one that an earlier daemon started.
 
 use super::exit::{HELPERS_GRACE, Kinship, Process, kill_by_id, remove_remains, remove_sockets};
-use super::lock::{Attempt, Lock, Record, holders, holds, leads_session, read_record, start_time};
+use super::lock::{Attempt, Held, Lock, Record, holders, holds, leads_session, read_record, start_time};
 use crate::vmm::files::VmFiles;
 use actors_sys::detached::Detached;
 use actors_sys::pidfd;
@@ -49,11 +49,34 @@ pub enum ProcessError {
 pub async fn spawn(files: &VmFiles, binary: &Path, arguments: Vec<OsString>) -> Result<Process, ProcessError> {
     let (theirs, binary) = (files.clone(), binary.to_owned());
     let started = spawn_blocking(move || start(&theirs, &binary, &arguments)).await;
-    let (pid, pidfd) = started.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
-    Process::watch(pid, pidfd, Kinship::Child, files.clone()).map_err(|source| {
-        abandon(pid);
-        ProcessError::Watch { source }
-    })
+    let mut started = started.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    let pidfd = started.pidfd.try_clone().map_err(|source| ProcessError::Watch { source })?;
+    let process = Process::watch(started.pid, pidfd, Kinship::Child, files.clone());
+    started.is_watched = process.is_ok();
+    process.map_err(|source| ProcessError::Watch { source })
+}
+
+/// A child that nobody watches yet. Whoever gives up waiting for it (the start goes on, in a thread of its own) drops it,
+/// and that ends it.
+#[derive(Debug)]
+struct Started {
+    files: VmFiles,
+    pid: u32,
+    pidfd: OwnedFd,
+    is_watched: bool,
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if self.is_watched {
+            return;
+        }
+        abandon(self.pid);
+        match Lock::attempt(&self.files.lock()) {
+            Ok(Attempt::Taken(lock)) => remove_remains(&self.files, lock),
+            outcome => tracing::warn!(vm = %self.files.vm(), ?outcome, "cannot clean up after a VMM"),
+        }
+    }
 }
 
 /// Finds the living VMM of a VM after the daemon's restart; where there is none, removes what a dead one left.
@@ -71,7 +94,7 @@ pub async fn adopt(files: &VmFiles) -> Result<Option<Process>, ProcessError> {
     }
 }
 
-fn start(files: &VmFiles, binary: &Path, arguments: &[OsString]) -> Result<(u32, OwnedFd), ProcessError> {
+fn start(files: &VmFiles, binary: &Path, arguments: &[OsString]) -> Result<Started, ProcessError> {
     let path = files.lock();
     let lock = match Lock::attempt(&path).map_err(|source| ProcessError::Lock { path, source })? {
         Attempt::Taken(lock) => lock,
@@ -85,7 +108,7 @@ fn start(files: &VmFiles, binary: &Path, arguments: &[OsString]) -> Result<(u32,
             if let Err(error) = lock.record(Record { vm: files.vm(), pid, start_time }) {
                 tracing::warn!(vm = %files.vm(), %error, "cannot record the VMM's process");
             }
-            Ok((pid, pidfd))
+            Ok(Started { files: files.clone(), pid, pidfd, is_watched: false })
         }
         Err(error) => {
             remove_remains(files, lock);
@@ -171,7 +194,8 @@ fn holder(files: &VmFiles, file: &File, waited: Duration) -> io::Result<Option<(
         // Opened before it is checked: what the checks say is then true of the process behind the descriptor.
         if let Ok(pidfd) = pidfd::open(record.pid)
             && start_time(record.pid) == Some(record.start_time)
-            && holds(record.pid, file)?
+            // A VMM whose descriptors may not be looked at (one with capabilities of its own) is taken at its record's word.
+            && holds(record.pid, file)? != Held::No
         {
             return Ok(Some((record.pid, pidfd)));
         }
@@ -179,7 +203,7 @@ fn holder(files: &VmFiles, file: &File, waited: Duration) -> io::Result<Option<(
     let holders = holders(file)?;
     for pid in holders.iter().copied().filter(|pid| leads_session(*pid)) {
         if let Ok(pidfd) = pidfd::open(pid)
-            && holds(pid, file)?
+            && holds(pid, file)? == Held::Yes
         {
             return Ok(Some((pid, pidfd)));
         }
