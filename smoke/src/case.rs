@@ -135,9 +135,12 @@ impl<'w> Case<'w> {
         Ok(done)
     }
 
-    /// Makes a VM and waits until commands can be run in it.
+    /// Makes a VM and waits until commands can be run in it, or for what is asked for.
     pub(crate) fn create(&self, vm: &str, more: &[&str]) -> Outcome {
-        let mut arguments = vec!["vm", "create", "--name", vm, "--wait", "agent"];
+        let mut arguments = vec!["vm", "create", "--name", vm];
+        if !more.contains(&"--wait") {
+            arguments.extend(["--wait", "agent"]);
+        }
         arguments.extend(more);
         self.ok(&arguments).map(drop)
     }
