@@ -135,6 +135,9 @@ impl TapPool {
             guard_unit(ctx, |ctx| {
                 if let Err(error) = &result {
                     warn!(tap = number.0, %error, "cannot remove a tap");
+                    // What is there has to be looked up anew.
+                    pool.listed = false;
+                    pool.retry_later(ctx);
                 }
                 let effects = pool.pool.removed(number, result.map(drop).map_err(drop));
                 pool.carry_out(effects, ctx);

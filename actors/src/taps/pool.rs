@@ -189,12 +189,8 @@ impl Pool {
                 self.slots.remove(&number);
                 Vec::new()
             }
-            // It is still there, and as good as before; the next surplus tries again. One without an address is
-            // forgotten: the next daemon finds it.
-            (None, Err(())) if self.numbers.contains(&number) => {
-                slot.device = Device::Ready;
-                Vec::new()
-            }
+            // Nobody can know whether it is still there: the helper may have died between act and answer. Forgotten, it is
+            // made anew where it is wanted, which is harmless, and found again by the next look where it is not.
             (None, Err(())) => {
                 self.slots.remove(&number);
                 Vec::new()

@@ -89,9 +89,8 @@ impl Model {
                 self.start(effects)
             }
             Effect::Remove(number) => {
-                if succeeds {
-                    self.devices.remove(&number);
-                }
+                // Also where it failed: the helper may have died between act and answer.
+                self.devices.remove(&number);
                 let effects = pool.removed(number, result);
                 self.start(effects)
             }
