@@ -15,8 +15,7 @@ pub(super) fn rm_after_failure(case: &Case<'_>) -> Outcome {
     let vm = case.vm();
     case.code(9, &["vm", "run", "--rm", "--wait", "agent", "--name", &vm, "--", "sh", "-c", "exit 9"])?;
     case.wait_gone(&vm)?;
-    let not_found = i32::from(ErrorKind::NotFound.exit_code());
-    case.code(not_found, &["vm", "run", "--rm", "--wait", "agent", "--name", &vm, "--", "no-such-program"])?;
+    case.code(127, &["vm", "run", "--rm", "--wait", "agent", "--name", &vm, "--", "no-such-program"])?;
     case.wait_gone(&vm)
 }
 
