@@ -74,6 +74,11 @@ impl Entry {
     }
 }
 
+fn being_rebuilt(view: &VmView) -> WireError {
+    let sentence = format!("VM {} is being attached to again after an internal error", view.name);
+    WireError::new(ErrorKind::Unavailable, sentence).hint("try again in a second")
+}
+
 /// All VMs.
 #[derive(Debug)]
 pub struct Registry {
@@ -171,18 +176,16 @@ impl Registry {
 
     fn handle_of(&mut self, vm: VmId, ctx: &Context<Self>) -> Result<Handle, WireError> {
         match self.vms.get(&vm) {
-            Some(Entry::Live { vm: addr, watch }) => {
+            Some(Entry::Live { vm: addr, watch }) if addr.connected() => {
                 Ok(Handle { id: vm, vm: addr.clone(), watch: watch.clone(), existed: true })
             }
+            // Its actor has ended and its worker has not, or the news of it is still in our mailbox.
+            Some(Entry::Live { watch, .. }) => Err(being_rebuilt(&watch.borrow().view)),
             Some(Entry::Rest { record, .. }) => {
                 let record = record.as_ref().clone();
                 Ok(self.restore(record, ctx))
             }
-            Some(Entry::Rebuilding { view }) => Err(WireError::new(
-                ErrorKind::Unavailable,
-                format!("VM {} is being attached to again after an internal error", view.name),
-            )
-            .hint("try again in a second")),
+            Some(Entry::Rebuilding { view }) => Err(being_rebuilt(view)),
             None => Err(WireError::new(ErrorKind::NotFound, format!("VM {vm} is gone"))),
         }
     }

@@ -6,7 +6,7 @@ mod supervision;
 
 use super::*;
 use crate::host::HostFacts;
-use crate::store::Store;
+use crate::store::{Phase, Store};
 use crate::vm::fake::World;
 use crate::vm::published::{until_down, until_gone, until_made, until_ready};
 use crate::vm::{Command, VmContext};
@@ -94,6 +94,20 @@ impl Daemon {
             }
         };
         tokio::time::timeout(PATIENCE, settling).await.expect("the VMs settle")
+    }
+
+    /// Waits until the one record has this phase, and says whether the guest was ready.
+    async fn until_written(&self, wanted: (Phase, bool)) {
+        let writing = async {
+            loop {
+                let records = self.store.all().await.unwrap();
+                if records.iter().all(|record| (record.phase, record.was_ready) == wanted) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, writing).await.expect("the record is written");
     }
 
     /// What exists is what is on record, and nothing else.

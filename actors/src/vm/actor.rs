@@ -238,7 +238,7 @@ impl Vm {
             | At::Attaching { .. }
             | At::Launching { .. }
             | At::Cancelling { .. }
-            | At::Booting
+            | At::Booting { .. }
             | At::Running { .. }
             | At::Stopping { .. }
             | At::BackingOff
@@ -258,7 +258,7 @@ impl Vm {
             | At::Preparing { .. }
             | At::Launching { .. }
             | At::Cancelling { .. }
-            | At::Booting
+            | At::Booting { .. }
             | At::Stopping { .. }
             | At::Releasing { .. }
             | At::BackingOff

@@ -2,7 +2,7 @@
 
 use super::actor::Vm;
 use super::outcomes::{TimedOut, VmmGone};
-use super::ports::{LinkEvent, Vmm};
+use super::ports::{Link, LinkEvent, Vmm};
 use super::published::AGENT_TIMEOUT;
 use super::state::{Effect, Purpose, Timer};
 use super::worker::Work;
@@ -11,15 +11,18 @@ use crate::supervise::told;
 use actix::{AsyncContext as _, Context};
 use messages::WireError;
 use messages::error::ErrorKind;
-use messages::guest::{GuestQuestion, StopKind};
+use messages::guest::{GuestAnswer, GuestQuestion, StopKind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// Frames of one guest that may wait: a flood fills this and then stalls at its own source.
 const LINK_QUEUE: usize = 64;
 /// Ctrl-Alt-Del gets so long: ours answers within a second, and SIGKILL comes after it.
 const CTRL_ALT_DEL_GRACE: Duration = Duration::from_secs(5);
+/// An agent dials again at least this often, also on a loaded host.
+const REDIAL_PATIENCE: Duration = Duration::from_secs(5);
+const REDIAL_INTERVAL: Duration = Duration::from_millis(50);
 /// After so long a SIGKILL is sent again.
 const KILL_AGAIN: Duration = Duration::from_secs(10);
 
@@ -56,11 +59,11 @@ impl Vm {
                 self.how = Some("ctrl-alt-del");
                 if let Some(vmm) = self.vmm.clone() {
                     let id = self.record.id;
-                    self.context.runtime.spawn(async move {
+                    self.send_work(Work::Begin(Box::pin(async move {
                         if let Err(error) = vmm.ctrl_alt_del().await {
                             tracing::warn!(vm = %id, error = %error, "ctrl-alt-del failed");
                         }
-                    });
+                    })));
                 }
             }
             Effect::Kill => {
@@ -86,20 +89,24 @@ impl Vm {
         let attempt = self.state.attempt;
         let deadline = self.stop_grace;
         let millis = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
-        let asked =
-            self.link.as_ref().map(|link| link.call(GuestQuestion::Stop { kind, deadline_ms: millis }, deadline));
+        let link = self.link.clone();
         let actor = ctx.address().downgrade();
-        self.context.runtime.spawn(async move {
-            let refused = match asked {
-                Some(asked) => asked.await.err(),
+        self.send_work(Work::Begin(Box::pin(async move {
+            let question = GuestQuestion::Stop { kind, deadline_ms: millis };
+            let refused = match link {
+                Some(link) => ask_when_connected(link.as_ref(), question, deadline).await.err(),
                 None => Some(WireError::new(ErrorKind::Guest, "there is no link to the agent")),
             };
-            // Asking is all that was waited for: without an agent the grace period would be for nothing.
-            if let (Some(error), Some(actor)) = (refused, actor.upgrade()) {
-                tracing::warn!(error = %error, "the guest cannot be asked to stop");
-                told(actor.send(TimedOut { attempt, timer: Timer::Guest }).await);
+            match (refused, actor.upgrade()) {
+                // It went down faster than it answered: that is for the VMM's end or the grace period to tell.
+                (None | Some(WireError { kind: ErrorKind::Lost, .. }), _) | (_, None) => {}
+                // Without an agent the grace period would be for nothing.
+                (Some(error), Some(actor)) => {
+                    tracing::warn!(error = %error, "the guest cannot be asked to stop");
+                    told(actor.send(TimedOut { attempt, timer: Timer::Guest }).await);
+                }
             }
-        });
+        })));
     }
 
     fn arm(&mut self, timer: Timer, ctx: &mut Context<Self>) {
@@ -143,5 +150,22 @@ impl Vm {
                 told(actor.send(VmmGone { attempt, exit }).await);
             }
         });
+    }
+}
+
+/// Asks as soon as there is a connection: after a restart of the daemon or of the agent it takes a moment to come back.
+async fn ask_when_connected(
+    link: &dyn Link,
+    question: GuestQuestion,
+    limit: Duration,
+) -> Result<GuestAnswer, WireError> {
+    let until = Instant::now() + REDIAL_PATIENCE.min(limit);
+    loop {
+        match link.call(question.clone(), limit).await {
+            Err(error) if error.kind == ErrorKind::Unavailable && Instant::now() < until => {
+                tokio::time::sleep(REDIAL_INTERVAL).await;
+            }
+            result => return result,
+        }
     }
 }

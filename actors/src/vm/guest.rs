@@ -136,7 +136,7 @@ impl Vm {
             | At::Preparing { .. }
             | At::Launching { .. }
             | At::Cancelling { .. }
-            | At::Booting
+            | At::Booting { .. }
             | At::Stopping { .. }
             | At::Releasing { .. }
             | At::BackingOff

@@ -146,7 +146,7 @@ impl Handler<VmmGone> for Vm {
             return;
         }
         let wish = match self.state.at {
-            At::Booting | At::Running { .. } => {
+            At::Booting { .. } | At::Running { .. } => {
                 let error = WireError::new(ErrorKind::Guest, format!("the VMM ended: {}", exit.reason))
                     .hint(format!("`banger vm logs {}` shows its console", self.record.name));
                 self.wish(error, exit.clean)

@@ -37,8 +37,8 @@ pub enum At {
     Launching { purpose: Purpose },
     /// A step of the start is under way, but the VM is not wanted any more.
     Cancelling { then: Then },
-    /// The VMM runs; nothing was heard of the agent.
-    Booting,
+    /// The VMM runs; nothing was heard of the agent. `again`: it outlived its daemon and may long be up.
+    Booting { again: bool },
     /// The agent is ready to this level.
     Running { level: Readiness },
     /// The VMM is on its way out.
@@ -205,7 +205,9 @@ impl State {
     #[must_use]
     pub const fn published(&self) -> VmState {
         match self.at {
-            At::New | At::Preparing { .. } | At::Launching { .. } | At::Booting | At::BackingOff => VmState::Starting,
+            At::New | At::Preparing { .. } | At::Launching { .. } | At::Booting { .. } | At::BackingOff => {
+                VmState::Starting
+            }
             At::Attaching { phase } => match phase {
                 Phase::Creating | Phase::Running => VmState::Starting,
                 Phase::Stopping => VmState::Stopping,

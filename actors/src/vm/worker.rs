@@ -9,6 +9,7 @@ use super::state::{Attempt, Purpose};
 use crate::store::{Created, Durability, Phase, Store, StoreError, VmRecord};
 use crate::supervise::told;
 use actix::WeakRecipient;
+use futures::future::BoxFuture;
 use messages::error::{ErrorKind, WireError};
 use messages::vm::NetworkMode;
 use std::sync::Arc;
@@ -36,6 +37,8 @@ pub(super) enum Work {
         events: mpsc::Sender<LinkEvent>,
     },
     Kill(Option<Arc<dyn Vmm>>),
+    /// Begun in its turn, after the intents before it are durable; nothing behind it waits for its end.
+    Begin(BoxFuture<'static, ()>),
     /// [`Outcome::Released`].
     Release {
         attempt: Attempt,
@@ -91,6 +94,7 @@ impl Worker {
                     vmm.kill();
                 }
             }
+            Work::Begin(task) => drop(tokio::spawn(task)),
             Work::Release { attempt, record } => {
                 self.ports.return_tap(record.id).await;
                 self.ports.at_step(record.id, "released").await;

@@ -7,7 +7,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 /// Reads the process group to guard, then waits: a word ends the watch, the end of its input (our death) ends the group.
-const SCRIPT: &str = r#"read -r group || exit 0; read -r word && exit 0; kill -KILL -- "-$group""#;
+/// `kill -s KILL --` is POSIX's form; dash takes no group after `kill -KILL --`.
+const SCRIPT: &str = r#"read -r group || exit 0; read -r word && exit 0; kill -s KILL -- "-$group""#;
 
 /// A shell that waits for our end.
 #[derive(Debug)]

@@ -1,6 +1,7 @@
 //! The daemon dies at every named step of create, start, stop and delete; the next one finds and leaves everything in order.
 
 use super::*;
+use crate::store::Phase;
 use messages::vm::{Lifetime, RestartPolicy};
 
 /// Every step that a create, a stop, a start and a delete pass.
@@ -57,7 +58,14 @@ fn crash(doing: Doing, step: &'static str, spec: &VmSpec) -> (World, Vec<Arc<VmV
             Doing::Stop | Doing::Kill | Doing::Delete => drop(daemon.running(1, spec.clone()).await),
         }
         // Let the writes of the set-up pass, so that the step is one of the action's own.
-        daemon.store.all().await.unwrap();
+        let written = match doing {
+            Doing::Create | Doing::CreateStopped => None,
+            Doing::Start => Some((Phase::Stopped, false)),
+            Doing::Stop | Doing::Kill | Doing::Delete => Some((Phase::Running, true)),
+        };
+        if let Some(written) = written {
+            daemon.until_written(written).await;
+        }
         world.script().freeze_at = Some(step);
         act(&daemon, doing, spec).await;
         // Steps that this action does not pass: it ends, and the daemon dies at rest.

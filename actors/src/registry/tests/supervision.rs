@@ -10,9 +10,13 @@ fn a_vm_actor_that_panics_is_built_anew_and_its_vm_runs_on() {
     life(async {
         let daemon = Daemon::start(dir.path(), &world).await;
         let vm = daemon.running(1, spec("web")).await;
-        let mut old = vm.watch.clone();
         assert!(vm.vm.send(VmPanic).await.is_err());
-        tokio::time::timeout(PATIENCE, async { while old.changed().await.is_ok() {} }).await.expect("the old one ends");
+        let back = async {
+            while daemon.get("web").await.is_err() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, back).await.expect("a new actor");
         let settled = daemon.settled().await;
         assert_eq!(settled[0].state, VmState::Running);
         assert_eq!(world.outside().launches.len(), 1, "its VMM was found, not started again");

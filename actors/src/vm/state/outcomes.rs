@@ -11,7 +11,7 @@ impl State {
         match self.at {
             At::Attaching { phase } => match (phase, alive) {
                 (Phase::Creating | Phase::Running, true) => {
-                    self.to(At::Booting, vec![Effect::Note(Phase::Running), Effect::Arm(Timer::Boot)])
+                    self.to(At::Booting { again: true }, vec![Effect::Note(Phase::Running), Effect::Arm(Timer::Boot)])
                 }
                 (Phase::Stopping, true) => self.to(
                     At::Stopping { stage: Stage::CtrlAltDel, then: Then::Rest },
@@ -31,7 +31,7 @@ impl State {
             | At::Preparing { .. }
             | At::Launching { .. }
             | At::Cancelling { .. }
-            | At::Booting
+            | At::Booting { .. }
             | At::Running { .. }
             | At::Stopping { .. }
             | At::Releasing { .. }
@@ -55,7 +55,7 @@ impl State {
             At::New
             | At::Attaching { .. }
             | At::Launching { .. }
-            | At::Booting
+            | At::Booting { .. }
             | At::Running { .. }
             | At::Stopping { .. }
             | At::Releasing { .. }
@@ -71,13 +71,13 @@ impl State {
         match self.at {
             At::Launching { purpose } => match (purpose, result) {
                 (Purpose::Create | Purpose::CreateOnly | Purpose::Start, Ok(())) => {
-                    self.to(At::Booting, vec![Effect::Note(Phase::Running), Effect::Arm(Timer::Boot)])
+                    self.to(At::Booting { again: false }, vec![Effect::Note(Phase::Running), Effect::Arm(Timer::Boot)])
                 }
                 (Purpose::Create | Purpose::CreateOnly, Err(error)) => self.release(Then::Delete(Some(error))),
                 (Purpose::Start, Err(error)) => self.release(Then::Fail(error)),
             },
             At::Cancelling { then } => {
-                let state = State { attempt: self.attempt, at: At::Booting };
+                let state = State { attempt: self.attempt, at: At::Booting { again: false } };
                 match result {
                     Ok(()) => state.kill(then),
                     Err(_) => state.release(then),
@@ -86,7 +86,7 @@ impl State {
             At::New
             | At::Attaching { .. }
             | At::Preparing { .. }
-            | At::Booting
+            | At::Booting { .. }
             | At::Running { .. }
             | At::Stopping { .. }
             | At::Releasing { .. }
@@ -100,7 +100,7 @@ impl State {
 
     pub(super) fn on_ready(self, level: Readiness) -> Answer {
         match self.at {
-            At::Booting => self.to(At::Running { level }, vec![]),
+            At::Booting { .. } => self.to(At::Running { level }, vec![]),
             At::Running { level: before } => self.to(At::Running { level: before.max(level) }, vec![]),
             At::New
             | At::Attaching { .. }
@@ -120,7 +120,7 @@ impl State {
     pub(super) fn on_boot_failed(self, error: WireError) -> Answer {
         match self.at {
             // A hostile guest may say this at any time: after it was ready it is no reason to kill it.
-            At::Booting => self.kill(Then::Fail(error)),
+            At::Booting { .. } => self.kill(Then::Fail(error)),
             At::New
             | At::Attaching { .. }
             | At::Preparing { .. }
@@ -139,7 +139,7 @@ impl State {
 
     pub(super) fn on_guest_stopping(self, kind: StopKind) -> Answer {
         match self.at {
-            At::Booting | At::Running { .. } => {
+            At::Booting { .. } | At::Running { .. } => {
                 let (then, intent) = match kind {
                     StopKind::Halt => (Then::Rest, vec![Effect::Intend(Phase::Stopping)]),
                     StopKind::Reboot => (Then::Start, vec![]),
@@ -164,8 +164,10 @@ impl State {
 
     pub(super) fn on_exited(self, wish: Then) -> Answer {
         match self.at {
-            At::Booting | At::Running { .. } => self.release(wish),
-            At::Stopping { then, .. } => State { attempt: self.attempt, at: At::Booting }.release(then),
+            At::Booting { .. } | At::Running { .. } => self.release(wish),
+            At::Stopping { then, .. } => {
+                State { attempt: self.attempt, at: At::Booting { again: false } }.release(then)
+            }
             At::New
             | At::Attaching { .. }
             | At::Preparing { .. }
@@ -182,7 +184,7 @@ impl State {
 
     pub(super) fn on_timeout(self, timer: Timer) -> Answer {
         match (self.at.clone(), timer) {
-            (At::Booting, Timer::Boot) => {
+            (At::Booting { .. }, Timer::Boot) => {
                 self.kill(Then::Fail(WireError::new(ErrorKind::Timeout, "the guest's agent did not answer in time")))
             }
             (At::Stopping { stage: Stage::Guest, then }, Timer::Guest) => self.to(
@@ -197,7 +199,7 @@ impl State {
                 self.to(At::Stopping { stage: Stage::Killed, then }, vec![Effect::Kill, Effect::Arm(Timer::Kill)])
             }
             (At::BackingOff, Timer::Restart) => self.start(Purpose::Start),
-            (At::Booting, Timer::Guest | Timer::CtrlAltDel | Timer::Kill | Timer::Restart)
+            (At::Booting { .. }, Timer::Guest | Timer::CtrlAltDel | Timer::Kill | Timer::Restart)
             | (
                 At::Stopping { stage: Stage::Guest, .. },
                 Timer::Boot | Timer::CtrlAltDel | Timer::Kill | Timer::Restart,
@@ -247,7 +249,7 @@ impl State {
             | At::Preparing { .. }
             | At::Launching { .. }
             | At::Cancelling { .. }
-            | At::Booting
+            | At::Booting { .. }
             | At::Running { .. }
             | At::Stopping { .. }
             | At::BackingOff
@@ -273,7 +275,7 @@ impl State {
             | At::Preparing { .. }
             | At::Launching { .. }
             | At::Cancelling { .. }
-            | At::Booting
+            | At::Booting { .. }
             | At::Running { .. }
             | At::Stopping { .. }
             | At::Releasing { .. }

@@ -11,7 +11,7 @@ impl State {
             | At::Preparing { .. }
             | At::Launching { .. }
             | At::Cancelling { .. }
-            | At::Booting
+            | At::Booting { .. }
             | At::Running { .. }
             | At::Stopping { .. }
             | At::Releasing { .. }
@@ -36,7 +36,7 @@ impl State {
             | At::Preparing { .. }
             | At::Launching { .. }
             | At::Cancelling { .. }
-            | At::Booting
+            | At::Booting { .. }
             | At::Running { .. }
             | At::Stopping { .. }
             | At::Releasing { .. }
@@ -55,7 +55,7 @@ impl State {
             At::BackingOff => self.start(Purpose::Start),
             At::Preparing { purpose: Purpose::Create | Purpose::Start }
             | At::Launching { .. }
-            | At::Booting
+            | At::Booting { .. }
             | At::Running { .. } => self.ignored(),
             At::Preparing { purpose: Purpose::CreateOnly } => {
                 self.to(At::Preparing { purpose: Purpose::Create }, vec![])
@@ -77,12 +77,12 @@ impl State {
     /// Never denied. A second one does not restart the grace timer.
     pub(super) fn on_stop(self) -> Answer {
         match self.at {
-            At::Running { .. } => self.to(
+            At::Running { .. } | At::Booting { again: true } => self.to(
                 At::Stopping { stage: Stage::Guest, then: Then::Rest },
                 vec![Effect::Intend(Phase::Stopping), Effect::AskGuest(StopKind::Halt), Effect::Arm(Timer::Guest)],
             ),
             // Nothing is mounted that could be lost, and nobody is there to be asked.
-            At::Booting => self.kill(Then::Rest),
+            At::Booting { again: false } => self.kill(Then::Rest),
             At::Attaching { phase: Phase::Running | Phase::Creating } => {
                 self.to(At::Attaching { phase: Phase::Stopping }, vec![Effect::Intend(Phase::Stopping)])
             }
@@ -105,9 +105,9 @@ impl State {
 
     pub(super) fn on_kill(self) -> Answer {
         match self.at {
-            At::Booting | At::Running { .. } => self.kill(Then::Rest),
+            At::Booting { .. } | At::Running { .. } => self.kill(Then::Rest),
             At::Stopping { stage: Stage::Guest | Stage::CtrlAltDel, then } => {
-                State { attempt: self.attempt, at: At::Booting }.kill(then.without_start())
+                State { attempt: self.attempt, at: At::Booting { again: false } }.kill(then.without_start())
             }
             At::Attaching { .. }
             | At::New
@@ -126,12 +126,12 @@ impl State {
 
     pub(super) fn on_restart(self) -> Answer {
         match self.at {
-            At::Running { .. } => self.to(
+            At::Running { .. } | At::Booting { again: true } => self.to(
                 At::Stopping { stage: Stage::Guest, then: Then::Start },
                 // The intent stays "running": a daemon that dies now finds a VM that should be up.
                 vec![Effect::AskGuest(StopKind::Reboot), Effect::Arm(Timer::Guest)],
             ),
-            At::Booting => self.to(
+            At::Booting { again: false } => self.to(
                 At::Stopping { stage: Stage::Killed, then: Then::Start },
                 vec![Effect::Kill, Effect::Arm(Timer::Kill)],
             ),
@@ -176,7 +176,7 @@ impl State {
             | At::Preparing { .. }
             | At::Launching { .. }
             | At::Cancelling { .. }
-            | At::Booting
+            | At::Booting { .. }
             | At::Running { .. }
             | At::Stopping { .. }
             | At::Releasing { .. }
@@ -193,7 +193,7 @@ impl State {
             At::Cancelling { then: Then::Rest | Then::Fail(_) | Then::Start | Then::StartLater } => {
                 self.to(At::Cancelling { then: Then::Delete(None) }, vec![])
             }
-            At::Booting | At::Running { .. } => self.kill(Then::Delete(None)),
+            At::Booting { .. } | At::Running { .. } => self.kill(Then::Delete(None)),
             At::Stopping { stage: Stage::Guest | Stage::CtrlAltDel, .. } => self.kill(Then::Delete(None)),
             At::Stopping {
                 stage: Stage::Killed,

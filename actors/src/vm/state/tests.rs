@@ -183,7 +183,7 @@ fn expects(state: &State) -> (Option<Owed>, Option<bool>) {
         At::Preparing { .. } => (Some(Owed::Prepared), Some(false)),
         At::Launching { .. } => (Some(Owed::Launched), Some(false)),
         At::Cancelling { .. } => (None, Some(false)),
-        At::Booting | At::Running { .. } | At::Stopping { .. } => (None, Some(true)),
+        At::Booting { .. } | At::Running { .. } | At::Stopping { .. } => (None, Some(true)),
         At::Releasing { .. } => (Some(Owed::Released), Some(false)),
         At::Deleting { .. } => (Some(Owed::Removed), Some(false)),
     }
