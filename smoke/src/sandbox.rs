@@ -1,10 +1,11 @@
 //! `make sandbox`: a shell in a fresh VM. The network of the machine stays as it is, for everything happens in a namespace;
 //! only the state and the cache are kept, so that the second time is quick.
 
+#![expect(clippy::print_stderr, reason = "stdout belongs to the guest")]
+
 use crate::artifacts::give_to;
 use crate::case::{Outcome, Stop};
 use crate::host::wait_through_signals;
-use crate::report::say;
 use crate::world::{self, World};
 use serde::{Deserialize, Serialize};
 use std::error::Error;
@@ -48,7 +49,7 @@ pub(crate) fn run(options: &Options, slot: u8, base: &Path, programs: &Path) -> 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let code = runtime.block_on(wait_through_signals(command))?;
     let closed = close(&world);
-    say(format!("kept: {} (state and images; `rm -rf` it to be rid of them)", options.dir.display()));
+    eprintln!("kept: {} (state and images; `sudo rm -rf` it to be rid of them)", options.dir.display());
     match closed {
         Ok(()) => Ok(code),
         Err(Stop::Failed(why) | Stop::Skipped(why)) => Err(why.into()),
