@@ -266,8 +266,8 @@ async fn a_dropped_launch_kills_its_vmm() {
 /// Also in the moments around the spawn itself, which happens in a thread that cannot be called back.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_launch_that_is_dropped_while_it_spawns_leaves_nothing() {
-    let place = Place::new("");
     for microseconds in (0..4000).step_by(200) {
+        let place = Place::new("");
         let launch = tokio::spawn(launch(place.config()));
         tokio::time::sleep(Duration::from_micros(microseconds)).await;
         launch.abort();
@@ -275,8 +275,8 @@ async fn a_launch_that_is_dropped_while_it_spawns_leaves_nothing() {
             outcome.unwrap().process.kill_and_wait(PATIENCE).await.unwrap();
         }
         until("nothing is left", || place.processes().is_empty() && !place.files.lock().exists()).await;
+        place.assert_clean();
     }
-    place.assert_clean();
 }
 
 /// A VMM as an earlier daemon leaves it: its parent is dead.
