@@ -42,7 +42,8 @@ build: deps ## Build everything into build/bin
 	@# Static, so that it runs in any image; with an explicit target, or build scripts would be static too.
 	$(AS_CALLER) env RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked -p guest --bins --target $(TARGET)
 	@for program in $(HOST_PROGRAMS); do install -m 755 target/release/$$program $(OUT)/; done
-	@install -m 755 target/$(TARGET)/release/banger-agent $(OUT)/
+	@# Stripped: it is in every initramfs.
+	@install -s -m 755 target/$(TARGET)/release/banger-agent $(OUT)/
 
 .PHONY: deps
 deps: ## Install what is missing: Debian packages, and Rust
