@@ -123,7 +123,7 @@ impl Paths {
     /// [`PathsError::SocketTooLong`].
     pub fn check_sockets(&self) -> Result<(), PathsError> {
         let checks = [
-            (self.socket(), RUNTIME_DIR_ENV),
+            (self.socket(), if self.runtime_dir == self.state_dir { STATE_DIR_ENV } else { RUNTIME_DIR_ENV }),
             (self.vm_dir(VmId([0; 8])).join(LONGEST_VM_SOCKET), STATE_DIR_ENV),
             (self.root_socket.clone(), ROOT_SOCKET_ENV),
         ];

@@ -227,6 +227,7 @@ impl Vm {
                 self.record.lifetime = Lifetime::Kept;
             }
             At::Deleting { error } | At::Gone { error } => self.error.clone_from(error),
+            At::Stopped => self.boot = None,
             At::Releasing { .. } => {
                 self.vmm = None;
                 self.link = None;
@@ -241,8 +242,7 @@ impl Vm {
             | At::Booting { .. }
             | At::Running { .. }
             | At::Stopping { .. }
-            | At::BackingOff
-            | At::Stopped => {}
+            | At::BackingOff => {}
         }
     }
 

@@ -197,6 +197,10 @@ impl Worker {
         self.ports.at_step(id, "intended").await;
         self.ports.make_dir(id).await?;
         self.ports.at_step(id, "made_dir").await;
+        if purpose == Purpose::CreateOnly {
+            // Its first start makes the disk: one that is never started takes no space.
+            return Ok(boot);
+        }
         (boot.disk, boot.disk_uuid) = self.ports.ensure_disk(id, bytes).await?;
         Ok(boot)
     }
