@@ -127,7 +127,7 @@ fn run(program: &'static str, mut command: Command, input: &str) -> Result<(), E
         return Err(said(if talk.is_empty() { output.status.to_string() } else { talk }));
     }
     // debugfs exits 0 whatever went wrong; its banner is one line, everything after it is a complaint.
-    match talk.lines().filter(|line| !line.starts_with("debugfs 1.")).next() {
+    match talk.lines().find(|line| !line.starts_with("debugfs 1.")) {
         Some(complaint) if program == "debugfs" => Err(said(complaint.to_owned())),
         _ => Ok(()),
     }

@@ -35,7 +35,7 @@ impl Index {
         for values in self.entries.values_mut() {
             values.sort();
         }
-        let entries: Vec<(&[u8], &[(u32, String)])> =
+        let entries: Vec<Entry<'_>> =
             self.entries.iter().map(|(key, values)| (key.as_slice(), values.as_slice())).collect();
         let mut out = Vec::new();
         out.extend_from_slice(&MAGIC.to_be_bytes());
@@ -47,8 +47,11 @@ impl Index {
     }
 }
 
+/// A key and its values.
+type Entry<'a> = (&'a [u8], &'a [(u32, String)]);
+
 /// Writes the node of entries that share their first `depth` bytes, after its children; returns its offset and flags.
-fn write_node(entries: &[(&[u8], &[(u32, String)])], depth: usize, out: &mut Vec<u8>) -> u32 {
+fn write_node(entries: &[Entry<'_>], depth: usize, out: &mut Vec<u8>) -> u32 {
     let prefix = common_prefix(entries, depth);
     let depth = depth + prefix.len();
     // Sorted: the one that ends here, if any, is the first.
@@ -87,7 +90,7 @@ fn write_node(entries: &[(&[u8], &[(u32, String)])], depth: usize, out: &mut Vec
 }
 
 /// What the first and the last of a sorted list share, all between them share.
-fn common_prefix<'a>(entries: &[(&'a [u8], &[(u32, String)])], depth: usize) -> &'a [u8] {
+fn common_prefix<'a>(entries: &[Entry<'a>], depth: usize) -> &'a [u8] {
     let (Some((first, _)), Some((last, _))) = (entries.first(), entries.last()) else { return &[] };
     let shared = first[depth..].iter().zip(&last[depth..]).take_while(|(a, b)| a == b).count();
     &first[depth..depth + shared]
