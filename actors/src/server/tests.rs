@@ -224,7 +224,7 @@ fn a_run_is_handed_a_socket_and_its_repeat_runs_nothing() {
         let (reply, lines) = last(&mut client).await;
         let Reply::Attached { vm, operation, .. } = reply.unwrap() else { panic!("not attached") };
         assert_eq!(client.get_ref().received(), 1, "one descriptor came with it");
-        assert!(lines.iter().any(|line| line.stage == Stage::System), "{lines:?}");
+        assert!(lines.iter().any(|line| line.stage == Stage::Agent), "{lines:?}");
         let again = server.ask(1, run()).await;
         assert!(again.is_ok(), "the same operation is the same command: {again:?}");
         server.world.operation_ended(vm, operation).await;

@@ -36,22 +36,23 @@ pub(super) async fn start(paths: &Paths, output: Output, owner: Option<&str>) ->
     let log = Log::open(paths, owner)?;
     let mut child = spawn(paths, owner, &log)?;
     let began = Instant::now();
-    let mut exited: Option<ExitStatus> = None;
     let mut pause = RETRY_FIRST;
     loop {
         if let Some(stream) = connect(paths).await? {
-            if exited.is_none() && began.elapsed() > Duration::from_secs(1) {
+            if began.elapsed() > Duration::from_secs(1) {
                 output.remark("bangerd started");
             }
             return Ok(stream);
         }
-        if exited.is_none() {
-            exited = child.try_wait().ok().flatten();
-        }
         let late = began.elapsed() > LISTEN_DEADLINE;
-        match exited {
-            // The lock is held: another daemon is about to listen.
-            Some(status) if !late && status.code() == Some(i32::from(ErrorKind::Conflict.exit_code())) => {}
+        match child.try_wait().ok().flatten() {
+            // The lock is held by another daemon, which is about to listen, or about to end: then ours is still wanted.
+            Some(status) if !late && status.code() == Some(i32::from(ErrorKind::Conflict.exit_code())) => {
+                tokio::time::sleep(RETRY_MOST).await;
+                if connect(paths).await?.is_none() {
+                    child = spawn(paths, owner, &log)?;
+                }
+            }
             Some(status) => return Err(failed(&log, status)),
             None if late => {
                 let sentence = format!("bangerd does not listen after {} s", LISTEN_DEADLINE.as_secs());

@@ -113,6 +113,15 @@ impl Client {
 
     /// Connects and exchanges hellos.
     pub(super) async fn open(&self, absent: Absent) -> Result<FrameReader<FdStream>, Failure> {
+        match self.greet(absent).await? {
+            Ok(reader) => Ok(reader),
+            // A daemon that was ending took the connection along before it said a word, and nothing was asked of it yet.
+            Err(ReadError::NoHello | ReadError::Io(_)) => self.greet(absent).await?.map_err(|error| self.refused(&error)),
+            Err(error) => Err(self.refused(&error)),
+        }
+    }
+
+    async fn greet(&self, absent: Absent) -> Result<Result<FrameReader<FdStream>, ReadError>, Failure> {
         let stream = match (connect(&self.paths).await?, absent) {
             (Some(stream), _) => stream,
             (None, Absent::Start) => autostart::start(&self.paths, self.output, None).await?,
@@ -126,8 +135,7 @@ impl Client {
             reader.hello().await.map(drop)
         };
         match tokio::time::timeout(HELLO_DEADLINE, greeting).await {
-            Ok(Ok(())) => Ok(reader),
-            Ok(Err(error)) => Err(self.refused(&error)),
+            Ok(greeted) => Ok(greeted.map(|()| reader)),
             Err(_) => Err(Failure::new(
                 ErrorKind::Timeout,
                 format!("bangerd did not answer within {} s", HELLO_DEADLINE.as_secs()),
@@ -162,7 +170,15 @@ pub(super) async fn connect(paths: &Paths) -> Result<Option<UnixStream>, Failure
     let socket = paths.socket();
     match UnixStream::connect(&socket).await {
         Ok(stream) => Ok(Some(stream)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(None),
+        // Reset: it stopped listening before it took us.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset
+            ) =>
+        {
+            Ok(None)
+        }
         Err(error) => {
             let kind =
                 if error.kind() == io::ErrorKind::PermissionDenied { ErrorKind::Host } else { ErrorKind::Unavailable };

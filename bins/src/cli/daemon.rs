@@ -8,9 +8,12 @@ use actors::paths::Paths;
 use messages::error::ErrorKind;
 use messages::reply::{DaemonStatus, Reply};
 use messages::request::RequestBody;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid, User};
 use serde_json::json;
+use std::fs::File;
 use std::time::{Duration, Instant};
 
 /// How long a daemon may take to end: it answers what is queued and closes its database; VMs are not waited for.
@@ -131,8 +134,9 @@ async fn stop(client: &Client) -> Outcome {
         }
         Err(error) => return Err(error),
     }
+    // Its lock goes with its last breath, after the socket: until then no other daemon could take its place.
     let began = Instant::now();
-    while connect(&client.paths).await?.is_some() {
+    while connect(&client.paths).await?.is_some() || locked(&client.paths) {
         if began.elapsed() > STOP_DEADLINE {
             let sentence = format!("bangerd has not ended after {} s", STOP_DEADLINE.as_secs());
             return Err(Failure::new(ErrorKind::Timeout, sentence).hint("`banger daemon logs` may say why"));
@@ -141,4 +145,10 @@ async fn stop(client: &Client) -> Outcome {
     }
     client.output.remark("bangerd stopped; VMs keep running");
     Ok(0)
+}
+
+/// Whether a daemon that ends, or one that starts, has the state directory.
+fn locked(paths: &Paths) -> bool {
+    let Ok(file) = File::open(paths.lock()) else { return false };
+    matches!(Flock::lock(file, FlockArg::LockSharedNonblock), Err((_, Errno::EWOULDBLOCK)))
 }

@@ -3,6 +3,9 @@
 use integration::TestEnvironment;
 use integration::machines::Machine;
 use integration::until;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
 
 #[test]
 fn many_clients_at_once_start_one_daemon() {
@@ -29,6 +32,43 @@ fn started_shown_stopped() {
     assert!(environment.line("daemon logs").success().contains("listening"));
     environment.line("daemon stop").success();
     assert_eq!(environment.line("daemon status").code, 209);
+    environment.finish();
+}
+
+/// A daemon on its way out closes its socket with clients in the backlog, or hangs up on one that it took.
+#[test]
+fn a_daemon_that_ends_while_it_is_called_is_replaced() {
+    let environment = TestEnvironment::with_machine(Machine::Scripted);
+    for taken in [true, false] {
+        let listener = UnixListener::bind(environment.socket()).unwrap();
+        environment.give_away();
+        let client = environment.spawn(environment.command("banger").args(["vm", "list", "--json"]));
+        let mut ready = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+        poll(&mut ready, PollTimeout::NONE).unwrap();
+        std::fs::remove_file(environment.socket()).unwrap();
+        if taken {
+            drop(listener.accept().unwrap());
+        }
+        drop(listener);
+        let output = environment.output(client.wait_with_output().unwrap());
+        assert_eq!(output.json(), serde_json::json!([]), "taken: {taken}");
+        environment.line("daemon stop").success();
+    }
+    environment.finish();
+}
+
+/// While one still writes its last, the next is tried until the lock is free.
+#[test]
+fn a_start_waits_for_the_one_before_to_end() {
+    let environment = TestEnvironment::with_machine(Machine::Scripted);
+    environment.line("daemon start").success();
+    environment.line("daemon stop").success();
+    let lock = std::fs::File::open(environment.path("state/daemon.lock")).unwrap();
+    lock.lock().unwrap();
+    let client = environment.spawn(environment.command("banger").args(["vm", "list", "--json"]));
+    until("a daemon is refused", || environment.line("daemon logs").success().contains("another bangerd").then_some(()));
+    drop(lock);
+    assert_eq!(environment.output(client.wait_with_output().unwrap()).json(), serde_json::json!([]));
     environment.finish();
 }
 

@@ -187,6 +187,10 @@ fn restart_always_brings_back_what_died_while_the_daemon_was_away() {
     life(async {
         let daemon = Daemon::start(dir.path(), &world).await;
         daemon.settled().await;
+        // What died is failed until its restart is due.
+        let mut brought_back = daemon.get("always").await.unwrap();
+        let running = brought_back.watch.wait_for(|now| now.view.state == VmState::Running);
+        drop(tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap());
         let state = async |name: &str| daemon.get(name).await.unwrap().view().state;
         assert_eq!(state("once").await, VmState::Failed);
         assert_eq!(state("stopped").await, VmState::Stopped);
