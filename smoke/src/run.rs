@@ -54,7 +54,7 @@ pub(crate) fn run(world: World, options: &Options) -> Result<u8, Box<dyn Error>>
         schedule::run_all(
             &scenarios,
             options.jobs,
-            |scenario| one(&world, scenario, named),
+            |scenario| one(&world, scenario),
             |verdict| report::verdict(&verdict, named, &mut tally),
         );
         account_for("left by the scenarios", &world, &idle, &[], &mut tally);
@@ -86,12 +86,8 @@ fn prepare(world: &World, cache: Option<&Path>) -> Outcome {
     result
 }
 
-fn one(world: &World, scenario: &Scenario, named: bool) -> (Result<(), Stop>, String) {
+fn one(world: &World, scenario: &Scenario) -> (Result<(), Stop>, String) {
     let case = Case::new(world, scenario.name);
-    if !named && scenarios::UNPROVEN.contains(&scenario.name) {
-        let why = "not yet seen to pass since the default image boots its systemd";
-        return (Err(Stop::Skipped(why.to_owned())), String::new());
-    }
     let result = catch_unwind(AssertUnwindSafe(|| (scenario.run)(&case)))
         .unwrap_or_else(|panic| Err(Stop::Failed(format!("panicked: {:?}", panic.downcast_ref::<String>()))));
     if matches!(result, Err(Stop::Failed(_))) {

@@ -11,11 +11,6 @@ mod streams;
 
 use crate::case::Code;
 
-/// Written and not yet seen to pass on a quiet machine since the default image boots its systemd: skipped, said and counted, until
-/// somebody has. Asked for by name, they run.
-pub(crate) const UNPROVEN: &[&str] =
-    &["stop-start", "guest-reboot", "guest-poweroff", "agent-killed", "no-helper", "daemon-killed"];
-
 /// The code of each scenario.
 pub(crate) const ALL: &[(&str, Code)] = &[
     ("bare-run", run::bare_run),
