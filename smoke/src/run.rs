@@ -6,7 +6,6 @@ use crate::case::{Case, Outcome, Stop};
 use crate::command::POLL;
 use crate::registry::{self, Scenario};
 use crate::report::{self, say};
-use crate::scenarios;
 use crate::schedule;
 use crate::tally::Tally;
 use crate::world::World;
