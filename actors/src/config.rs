@@ -309,7 +309,7 @@ mod tests {
             cidr = "172.16.4.0/24"
             tap_pool_size = 2
             default_dns = "1.1.1.1"
-            debian_mirror = "http://deb.debian.org/debian"
+            debian_mirror = "http://mirror.example/debian"
             catalogs = ["/etc/banger/catalog.toml"]
             insecure_registries = ["127.0.0.1:5000"]
             cache_max_size = "20GiB"

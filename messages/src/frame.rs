@@ -4,6 +4,7 @@
 //! other. This module works on byte slices; the readers and writers live in `banger-link`.
 
 use crate::limits::HELLO_FRAME_MAX;
+use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// The generation of every message in this crate. Raised when a frozen struct or enum variant has to change.
@@ -105,7 +106,8 @@ pub fn payload_length(header: [u8; HEADER_LEN], limit: usize) -> Result<usize, F
 /// # Errors
 /// [`FrameError::Encode`], or [`FrameError::TooLong`] where the payload is over `limit`.
 pub fn encode<T: Serialize>(message: &T, limit: usize) -> Result<Vec<u8>, FrameError> {
-    let mut bytes = postcard::to_extend(message, vec![0; HEADER_LEN]).map_err(FrameError::Encode)?;
+    let start = Framed(vec![0; HEADER_LEN]);
+    let mut bytes = postcard::serialize_with_flavor(message, start).map_err(FrameError::Encode)?;
     let length = bytes.len() - HEADER_LEN;
     if length > limit {
         return Err(FrameError::TooLong { length, limit });
@@ -113,6 +115,27 @@ pub fn encode<T: Serialize>(message: &T, limit: usize) -> Result<Vec<u8>, FrameE
     let header = u32::try_from(length).map_err(|_| FrameError::TooLong { length, limit })?;
     bytes[..HEADER_LEN].copy_from_slice(&header.to_le_bytes());
     Ok(bytes)
+}
+
+/// A frame being written. postcard's own flavors either have no room for a header or append a byte at a time.
+struct Framed(Vec<u8>);
+
+impl Flavor for Framed {
+    type Output = Vec<u8>;
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.push(byte);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<Vec<u8>> {
+        Ok(self.0)
+    }
 }
 
 /// Decodes a whole payload.

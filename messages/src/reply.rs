@@ -1,11 +1,14 @@
 //! What `bangerd` answers: progress while it works, then one reply or one error.
 
 use crate::error::WireError;
+use crate::frame::{self, FrameError};
 use crate::guest::{GuestPorts, GuestStats};
 use crate::ids::{OperationId, VmId, VmName};
 use crate::image::{CatalogEntry, ImageView, KernelView};
+use crate::limits::CONTROL_FRAME_MAX;
 use crate::vm::{VmSize, VmView};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// One frame from `bangerd` to a client. Append only.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,6 +21,25 @@ pub enum ServerFrame {
     },
     /// The last frame.
     Error(WireError),
+}
+
+impl ServerFrame {
+    /// [`frame::encode`] within [`CONTROL_FRAME_MAX`]. Not generic, so that the codec of the longest messages is compiled and
+    /// optimised once, here.
+    ///
+    /// # Errors
+    /// As [`frame::encode`].
+    pub fn encode(&self) -> Result<Vec<u8>, FrameError> {
+        frame::encode(self, CONTROL_FRAME_MAX)
+    }
+
+    /// [`frame::decode`].
+    ///
+    /// # Errors
+    /// As [`frame::decode`].
+    pub fn decode(payload: &[u8]) -> Result<Self, FrameError> {
+        frame::decode(payload)
+    }
 }
 
 /// The steps a user can wait for. Append only.
@@ -83,7 +105,7 @@ pub enum Reply {
     Done,
     Daemon(DaemonStatus),
     Vm(VmView),
-    Vms(Vec<VmView>),
+    Vms(Vec<Arc<VmView>>),
     /// One for each VM named, in their order.
     Outcomes(Vec<VmOutcome>),
     /// The descriptor speaks guest frames ([`crate::guest`]) for this operation; its `Open` frame has been sent.

@@ -245,7 +245,7 @@ fn server_samples() -> Vec<Sample> {
         owned("server.reply.done", &reply(Reply::Done)),
         owned("server.reply.daemon", &reply(Reply::Daemon(status))),
         owned("server.reply.vm", &reply(Reply::Vm(view()))),
-        owned("server.reply.vms", &reply(Reply::Vms(vec![view()]))),
+        owned("server.reply.vms", &reply(Reply::Vms(vec![view().into()]))),
         owned(
             "server.reply.outcomes",
             &reply(Reply::Outcomes(vec![

@@ -24,6 +24,7 @@ const SUBUIDS: u32 = 65_536;
 pub(crate) struct World {
     pub(crate) base: PathBuf,
     pub(crate) state: PathBuf,
+    pub(crate) cache: PathBuf,
     pub(crate) uid: u32,
     env: Vec<(String, String)>,
     helper: std::sync::Mutex<Option<Running>>,
@@ -75,10 +76,19 @@ impl World {
         .map(|(key, value)| (key.to_owned(), value))
         .collect();
         // Downloads go where the caller's go, and so do the counters of `make coverage`.
-        let passed = |key: &str| key.to_ascii_lowercase().ends_with("_proxy") || key == "LLVM_PROFILE_FILE";
+        let passed = |key: &str| {
+            let key = key.to_ascii_lowercase();
+            key.ends_with("_proxy") || ["llvm_profile_file", "npm_config_registry", "ssl_cert_file"].contains(&key.as_str())
+        };
         env.extend(std::env::vars().filter(|(key, _)| passed(key)));
-        let world =
-            Self { base: base.to_owned(), state: state.to_owned(), uid, env, helper: std::sync::Mutex::new(None) };
+        let world = Self {
+            base: base.to_owned(),
+            state: state.to_owned(),
+            cache: cache.to_owned(),
+            uid,
+            env,
+            helper: std::sync::Mutex::new(None),
+        };
         world.configure("")?;
         Ok(world)
     }
@@ -136,7 +146,8 @@ impl World {
                 _ => {}
             }
         }
-        Ok(Self { base: self.base.clone(), state, uid: self.uid, env, helper: std::sync::Mutex::new(None) })
+        let cache = self.cache.clone();
+        Ok(Self { base: self.base.clone(), state, cache, uid: self.uid, env, helper: std::sync::Mutex::new(None) })
     }
 
     /// Starts `bangerd-root` for the run's uid and waits until it takes connections.

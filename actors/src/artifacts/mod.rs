@@ -1,4 +1,5 @@
-//! What pulls of kernels and images share: staging directories, progress, cancelling, and the run of mmdebstrap.
+//! What pulls of kernels and images share: staging directories, progress, cancelling, the run of mmdebstrap, and
+//! single files from npm.
 //!
 //! Nothing but `library` knows what a kernel or an image is, and no actor lives here.
 
@@ -6,6 +7,7 @@ pub mod cancel;
 pub mod debian;
 pub mod flight;
 pub mod library;
+pub mod npm;
 pub mod progress;
 pub mod shelf;
 pub mod staging;
@@ -14,6 +16,7 @@ pub mod users;
 pub use cancel::Cancel;
 pub use debian::{DebianError, HostTrap, Recipe};
 pub use library::ArtifactLibrary;
+pub use npm::{NpmError, NpmFile};
 pub use progress::Reporter;
 pub use shelf::{Shelf, ShelfError};
 pub use staging::{Staging, StagingError};

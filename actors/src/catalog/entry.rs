@@ -1,5 +1,6 @@
 //! The entries of a catalog and how a name finds one. Pure: no I/O.
 
+use crate::artifacts::NpmFile;
 use messages::ids::{ImageName, KernelName};
 use messages::image::ImageConfig;
 use messages::{ErrorKind, WireError};
@@ -80,6 +81,9 @@ pub struct DebianImage {
     /// Run in the new system, by its own `/bin/sh -e`.
     #[serde(default)]
     pub scripts: Vec<String>,
+    /// What Debian does not package.
+    #[serde(default)]
+    pub npm: Vec<NpmFile>,
     #[serde(default)]
     pub env: Vec<String>,
     #[serde(default)]

@@ -1,6 +1,6 @@
 //! What can go wrong with images.
 
-use crate::artifacts::{DebianError, ShelfError, StagingError};
+use crate::artifacts::{DebianError, NpmError, ShelfError, StagingError};
 use crate::catalog::CatalogError;
 use crate::ext4::Ext4Error;
 use messages::{ErrorKind, WireError};
@@ -14,6 +14,8 @@ pub enum ImageError {
     Catalog(#[from] CatalogError),
     #[error("failed to build the image's system")]
     Debian(#[from] DebianError),
+    #[error("failed to get a file of the image's")]
+    Npm(#[from] NpmError),
     #[error("failed to build the image's file system")]
     Ext4(#[from] Ext4Error),
     #[error(transparent)]
@@ -34,6 +36,7 @@ impl From<&ImageError> for WireError {
             ImageError::Catalog(cause) => Self::from(cause),
             ImageError::Shelf(cause) => Self::from(cause),
             ImageError::Debian(cause) => Self::from(cause).context(error.to_string()),
+            ImageError::Npm(cause) => Self::from(cause).context(error.to_string()),
             ImageError::Ext4(cause) => Self::from(cause).context(error.to_string()),
             ImageError::Staging(cause) => Self::from(cause),
             ImageError::ReadBack { .. } => Self::from_error(ErrorKind::Host, error),

@@ -4,15 +4,17 @@ use super::identity;
 use super::store::ROOTFS;
 use super::{ImageError, ImageRecord, ImageStore};
 use crate::artifacts::debian::{Recipe, Variant};
-use crate::artifacts::{Cancel, Reporter, Staging, now_ms};
+use crate::artifacts::{Cancel, NpmError, NpmFile, Reporter, Staging, now_ms};
 use crate::catalog::{DebianImage, ImageEntry, ImageSource};
 use crate::ext4::tarball::{Verdict, read_tar};
-use crate::ext4::{Label, Tree, build};
+use crate::ext4::{Label, Meta, Tree, build};
 use messages::ids::ImageName;
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, Read};
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::thread::ScopedJoinHandle;
 
 /// How often, in bytes, the growing image is told of.
 const REPORT_EVERY: u64 = 8 << 20;
@@ -35,14 +37,27 @@ pub fn pull(
     }
     let ImageSource::Debian(debian) = &entry.source;
     let staging = Staging::create(store.directory(), name.as_str())?;
-    let tree = recipe(debian, mirror).run(staging.path(), cancel, reporter, |tar| -> Result<Tree, ImageError> {
-        let mut tree = Tree::create(staging.path())?;
-        read_tar(&mut tree, Counted { inner: tar, reporter, read: 0, told: 0 }, |path| match path {
-            _ if debian.excludes(path) => Verdict::Drop,
-            _ => identity::judge(path),
-        })?;
-        Ok(tree)
+    let (tree, files) = std::thread::scope(|scope| {
+        // Side by side with the packages: a network's time, not the processor's.
+        let fetches: Vec<_> = debian.npm.iter().map(|file| scope.spawn(|| file.fetch(cancel, reporter))).collect();
+        let tree = recipe(debian, mirror).run(staging.path(), cancel, reporter, |tar| -> Result<Tree, ImageError> {
+            let mut tree = Tree::create(staging.path())?;
+            read_tar(&mut tree, Counted { inner: tar, reporter, read: 0, told: 0 }, |path| match path {
+                _ if debian.excludes(path) => Verdict::Drop,
+                _ => identity::judge(path),
+            })?;
+            Ok(tree)
+        });
+        if tree.is_err() {
+            // The downloads are for nothing.
+            cancel.cancel();
+        }
+        let join = |fetch: ScopedJoinHandle<'_, _>| fetch.join().unwrap_or_else(|panic| resume_unwind(panic));
+        let files: Vec<Result<Vec<u8>, NpmError>> = fetches.into_iter().map(join).collect();
+        tree.map(|tree| (tree, files))
     })?;
+    let mut tree = tree;
+    let without = add_files(&mut tree, &debian.npm, files)?;
     let path = staging.path().join(ROOTFS);
     reporter.amount("writing the file system", 0, Some(tree.content_bytes()));
     let built = build(&tree, &path, Label("banger-root"))?;
@@ -59,14 +74,31 @@ pub fn pull(
         size_bytes: built.size_bytes,
         uuid: built.uuid,
         kernel: entry.kernel.clone(),
-        source: format!("debian:{}", debian.suite),
+        source: format!("debian:{}{without}", debian.suite),
         created_at_ms: now_ms(),
         config: debian.config(),
     };
     reporter.step("writing it to disk");
     store.publish(staging, &record)?;
-    reporter.finished(format!("{} {} MiB", record.name, record.size_bytes >> 20));
+    reporter.finished(format!("{} {} MiB{without}", record.name, record.size_bytes >> 20));
     Ok(record)
+}
+
+/// Adds what came from npm. An image can do without what is out of reach, and says so; what is not as pinned is refused.
+fn add_files(tree: &mut Tree, files: &[NpmFile], fetched: Vec<Result<Vec<u8>, NpmError>>) -> Result<String, ImageError> {
+    let mut without = String::new();
+    for (file, fetched) in files.iter().zip(fetched) {
+        match fetched {
+            Ok(contents) => tree.file(file.path.as_bytes(), Meta::root(0o755), &mut contents.as_slice())?,
+            Err(error) if error.out_of_reach() => {
+                tracing::warn!(file = %file.shown(), %error, "left out of the image");
+                without.push_str(if without.is_empty() { ", without " } else { " and " });
+                without.push_str(&format!("{} ({error})", file.path));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(without)
 }
 
 fn recipe(debian: &DebianImage, mirror: Option<&str>) -> Recipe {

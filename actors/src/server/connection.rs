@@ -3,13 +3,13 @@
 use super::context::{Answer, ServerContext};
 use super::{daemon, fleet, run};
 use actors_sys::fd_stream::FdStream;
-use link::frames::{FrameReader, ReadError, send_hello, write_frame};
+use link::frames::{FrameReader, ReadError, send_hello};
 use messages::error::{ErrorKind, WireError};
-use messages::limits::CONTROL_FRAME_MAX;
 use messages::reply::{Progress, Reply, ServerFrame};
 use messages::request::{Request, RequestBody};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -130,8 +130,9 @@ async fn write(
     if let Some(descriptor) = descriptor {
         stream.queue_fd(descriptor)?;
     }
-    match timeout(WRITE_TIMEOUT, write_frame(stream, frame, CONTROL_FRAME_MAX)).await {
-        Ok(result) => result,
+    let bytes = frame.encode()?;
+    match timeout(WRITE_TIMEOUT, stream.write_all(&bytes)).await {
+        Ok(result) => Ok(result?),
         Err(_) => Err(ReadError::Io(std::io::ErrorKind::TimedOut.into())),
     }
 }

@@ -138,7 +138,7 @@ pub(super) async fn delete(context: &ServerContext, vms: Vec<VmRef>, force: Forc
 
 pub(super) async fn list(context: &ServerContext) -> Result<Reply, WireError> {
     let views = ask(&context.registry, List).await?;
-    Ok(Reply::Vms(views.into_iter().map(|view| view.as_ref().clone()).collect()))
+    Ok(Reply::Vms(views))
 }
 
 pub(super) async fn show(context: &ServerContext, vm: VmRef) -> Result<Reply, WireError> {

@@ -91,7 +91,11 @@ impl Client {
         // A daemon that refuses us says why and closes, maybe before this is written: its words are read in any case.
         let sent = reader.get_mut().write_all(&bytes).await;
         loop {
-            let frame = match (reader.message::<ServerFrame>().await, &sent) {
+            let read = match reader.next().await {
+                Ok(payload) => payload.map(ServerFrame::decode).transpose().map_err(ReadError::from),
+                Err(error) => Err(error),
+            };
+            let frame = match (read, &sent) {
                 (Ok(Some(frame)), _) => Some(frame),
                 (_, Err(_)) => None,
                 (read, Ok(())) => read.map_err(|error| lost(&error))?,

@@ -9,6 +9,7 @@ use messages::ids::VmRef;
 use messages::reply::{Reply, VmOutcome};
 use messages::request::{Force, RequestBody};
 use messages::vm::{Lifetime, NetworkMode, Provenance, RestartPolicy, VmSpec, VmState, VmView};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Runs one `vm` command.
@@ -133,14 +134,14 @@ async fn list(client: &Client, args: &ListArgs) -> Outcome {
         Reply::Vms(views) => views,
         other => return Err(unexpected(&other)),
     };
-    let wanted: Vec<VmView> = views.into_iter().filter(|view| args.filters.iter().all(|f| matches(view, f))).collect();
+    let wanted: Vec<Arc<VmView>> = views.into_iter().filter(|view| args.filters.iter().all(|f| matches(view, f))).collect();
     if client.output.json {
-        client.output.value(&json::array(&wanted, json::vm))?;
+        client.output.value(&json::array(&wanted, |view| json::vm(view)))?;
     } else if wanted.is_empty() {
         let why = if args.filters.is_empty() { "no VMs: `banger vm run` makes one" } else { "no VM matches" };
         client.output.remark(why);
     } else {
-        let rows: Vec<Vec<String>> = wanted.iter().map(row).collect();
+        let rows: Vec<Vec<String>> = wanted.iter().map(|view| row(view)).collect();
         let headings = ["NAME", "ID", "STATE", "IMAGE", "VCPU", "MEMORY", "DISK", "ADDRESS", "AGE"];
         client.output.data(&table::render(&headings, &rows, table::terminal_width()))?;
     }

@@ -59,26 +59,26 @@ impl Template {
     /// Makes a VM for its command line and its disk, and deletes it.
     pub(super) fn take(case: &Case<'_>) -> Result<Self, Stop> {
         let vm = case.vm_named("template");
-        // The disk before its first boot: that is what each new VM gets.
-        case.ok(&["vm", "create", "--no-start", "--net", "none", "--name", &vm])?;
-        let id = case.show(&vm)?["id"].as_str().unwrap_or_default().to_owned();
+        case.ok(&["vm", "create", "--net", "none", "--name", &vm])?;
+        let shown = case.show(&vm)?;
+        let id = shown["id"].as_str().unwrap_or_default().to_owned();
+        let size = shown["size"]["disk_bytes"].as_u64().unwrap_or_default();
+        let argv = qemu_of(&id)?;
+        case.ok(&["vm", "delete", "--force", &vm])?;
         let directory = case.world.base.join("bare");
         fs::create_dir_all(&directory)?;
         chown(&directory, Some(case.world.uid), Some(case.world.uid))?;
-        case.ok(&["vm", "start", "--wait", "agent", &vm])?;
-        let argv = qemu_of(&id)?;
-        case.ok(&["vm", "delete", "--force", &vm])?;
-        case.ok(&["vm", "create", "--no-start", "--net", "none", "--name", &vm])?;
-        let other = case.show(&vm)?["id"].as_str().unwrap_or_default().to_owned();
-        let vms = case.world.state.join("vms");
         let files: Vec<PathBuf> = argv.iter().filter_map(|word| filename_of(word)).collect();
-        let own = files.iter().find(|file| file.starts_with(vms.join(&id)));
+        let own = files.iter().find(|file| file.starts_with(case.world.state.join("vms").join(&id)));
         let Some(own) = own.and_then(|file| file.file_name()) else {
             return failed(format!("no disk of the VM's own in {argv:?}"));
         };
+        // The disk before its first boot, which is what each new VM gets a copy of.
+        let templates = fs::read_dir(case.world.cache.join("templates"))?.collect::<Result<Vec<_>, _>>()?;
+        let fresh = templates.iter().find(|file| file.metadata().is_ok_and(|metadata| metadata.len() == size));
+        let Some(fresh) = fresh else { return failed(format!("no template of {size} bytes among {templates:?}")) };
         let disk = directory.join("disk.ext4");
-        copy_sparse(&vms.join(&other).join(own), &disk)?;
-        case.ok(&["vm", "delete", &vm])?;
+        copy_sparse(&fresh.path(), &disk)?;
         let of = |part: &str| {
             let file = files.iter().find(|file| file.to_string_lossy().contains(part));
             file.map_or_else(|| failed(format!("no `{part}` among {files:?}")), |file| uuid_of(file))

@@ -5,9 +5,10 @@ use super::{RUNS, time};
 use crate::case::{Case, Outcome, SETTLE, Stop, check};
 use crate::command::Program;
 
-/// An sshd of the bench's own, for the image's may be socket-activated or bound to other keys.
-const START_SSHD: &str = "mkdir -p -m 700 /root/.ssh /run/sshd && cat > /root/.ssh/bench_keys && \
-    ssh-keygen -q -A && /usr/sbin/sshd -p 2222 -o AuthorizedKeysFile=.ssh/bench_keys -o PermitRootLogin=prohibit-password";
+/// An sshd of the bench's own, for the image's may be socket-activated or bound to other keys. Its directory comes last: systemd
+/// takes it away where the image's sshd ends.
+const START_SSHD: &str = "systemctl stop ssh.service 2>/dev/null; mkdir -p -m 700 /root/.ssh && cat > /root/.ssh/bench_keys && \
+    ssh-keygen -q -A && mkdir -p /run/sshd && /usr/sbin/sshd -p 2222 -o AuthorizedKeysFile=.ssh/bench_keys -o PermitRootLogin=prohibit-password";
 
 pub(super) fn measure(case: &Case<'_>) -> Result<Vec<Figure>, Stop> {
     let vm = case.vm();

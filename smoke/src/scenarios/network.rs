@@ -84,8 +84,8 @@ mod tests {
 
     #[test]
     fn mirrors_are_found_in_both_formats() {
-        let one = mirror_of("deb http://deb.debian.org/debian bookworm main");
-        assert_eq!(one, Some(("deb.debian.org".to_owned(), 80)));
+        let one = mirror_of("deb http://mirror.example/debian bookworm main");
+        assert_eq!(one, Some(("mirror.example".to_owned(), 80)));
         let other = mirror_of("Types: deb\nURIs: http://mirror.example:3142/debian\nSuites: bookworm");
         assert_eq!(other, Some(("mirror.example".to_owned(), 3142)));
         assert_eq!(mirror_of("deb https://x/ y z"), None);
