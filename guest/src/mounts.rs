@@ -182,6 +182,24 @@ fn furnish_modules(device: &str) -> Result<(), MountError> {
     Ok(())
 }
 
+/// What systemd would start a program for each to mount: it takes what it finds. A kernel without one of them lacks it.
+pub fn furnish_for_systemd() {
+    let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let mounts = [
+        ("hugetlbfs", "/dev/hugepages", MsFlags::MS_NOSUID | MsFlags::MS_NODEV),
+        ("mqueue", "/dev/mqueue", quiet),
+        ("debugfs", "/sys/kernel/debug", quiet),
+        ("tracefs", "/sys/kernel/tracing", quiet),
+        ("fusectl", "/sys/fs/fuse/connections", quiet),
+    ];
+    for (kind, target, flags) in mounts {
+        let made = make_directory(Path::new(target), 0o755).and_then(|()| attach(kind, target, Some(kind), flags, ""));
+        if let Err(error) = made {
+            tracing::debug!(%error, "left to systemd");
+        }
+    }
+}
+
 /// What an init would mount, for images that have none.
 pub fn furnish_without_init() {
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;

@@ -1,6 +1,7 @@
 //! The kernel and the image: pulled as a user would, once, and kept in a cache between runs where there is one.
 
 use crate::case::{Case, Outcome, Stop};
+use sha2::{Digest, Sha256};
 use std::fs;
 use std::os::unix::fs::chown;
 use std::path::Path;
@@ -15,8 +16,14 @@ const KEPT: [&str; 2] = ["images", "kernels"];
 /// A pull builds an image from packages: minutes, on two busy processors.
 const PULL_DEADLINE: Duration = Duration::from_secs(900);
 
+/// What images and kernels are made from: another recipe is another cache.
+const RECIPES: &[u8] = include_bytes!("../../actors/src/catalog/builtin.toml");
+
 /// Brings image and kernel into the world, from the cache or by pulling.
 pub(crate) fn provide(case: &Case<'_>, cache: Option<&Path>) -> Outcome {
+    let recipes = hex::encode(&Sha256::digest(RECIPES)[..8]);
+    let cache = cache.map(|cache| cache.join(recipes));
+    let cache = cache.as_deref();
     if let Some(cache) = cache.filter(|cache| KEPT.iter().all(|kept| cache.join(kept).is_dir())) {
         for kept in KEPT {
             copy(&cache.join(kept), &case.world.state)?;
@@ -51,8 +58,11 @@ fn keep(case: &Case<'_>, cache: &Path) -> Outcome {
     for kept in KEPT {
         copy(&case.world.state.join(kept), staging.path())?;
     }
-    // Another run may have been faster: its copy is as good.
-    drop(fs::remove_dir_all(cache));
+    // Those of other recipes go, and nothing that is not ours; another run may have been faster, and its copy is as good.
+    let is_ours = |name: &str| name.len() == 16 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    for old in fs::read_dir(parent)?.flatten().filter(|entry| entry.file_name().to_str().is_some_and(is_ours)) {
+        drop(fs::remove_dir_all(old.path()));
+    }
     if fs::rename(staging.path(), cache).is_ok() {
         drop(staging.keep());
     }

@@ -78,7 +78,8 @@ impl World {
         // Downloads go where the caller's go, and so do the counters of `make coverage`.
         let passed = |key: &str| {
             let key = key.to_ascii_lowercase();
-            key.ends_with("_proxy") || ["llvm_profile_file", "npm_config_registry", "ssl_cert_file"].contains(&key.as_str())
+            key.ends_with("_proxy")
+                || ["llvm_profile_file", "npm_config_registry", "ssl_cert_file"].contains(&key.as_str())
         };
         env.extend(std::env::vars().filter(|(key, _)| passed(key)));
         let world = Self {

@@ -313,6 +313,10 @@ fn step_of(line: &str) -> Option<String> {
         "done",
         "chroot architecture",
     ];
+    if step.starts_with("running --customize-hook") {
+        // The rest is the whole script.
+        return Some("running the recipe's scripts".to_owned());
+    }
     (!chatter.iter().any(|start| step.starts_with(start))).then(|| step.to_owned())
 }
 

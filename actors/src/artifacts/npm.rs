@@ -271,7 +271,8 @@ mod tests {
 
     #[test]
     fn settings_are_read_as_npm_reads_them() {
-        let text = "; registry=no\nfund=false\n registry = \"https://one.example/\" \n@maker:registry=https://two.example\n";
+        let text =
+            "; registry=no\nfund=false\n registry = \"https://one.example/\" \n@maker:registry=https://two.example\n";
         assert_eq!(setting(text, "registry").as_deref(), Some("https://one.example/"));
         assert_eq!(setting(text, "@maker:registry").as_deref(), Some("https://two.example"));
         assert_eq!(setting("registry=${NO_SUCH_VARIABLE}", "registry"), None);

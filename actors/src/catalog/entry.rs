@@ -1,10 +1,12 @@
-//! The entries of a catalog and how a name finds one. Pure: no I/O.
+//! The entries of a catalog and how a name finds one. Reads the user's catalogs, and writes nothing.
 
 use crate::artifacts::NpmFile;
 use messages::ids::{ImageName, KernelName};
 use messages::image::ImageConfig;
 use messages::{ErrorKind, WireError};
 use serde::Deserialize;
+use std::io;
+use std::path::{Path, PathBuf};
 
 /// The catalog that is part of the program.
 const BUILT_IN: &str = include_str!("builtin.toml");
@@ -32,6 +34,9 @@ pub struct KernelEntry {
     pub description: String,
     #[serde(flatten)]
     pub source: KernelSource,
+    /// The file that the entry is from; none for the built-in catalog.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
 }
 
 /// Where a kernel comes from.
@@ -58,6 +63,9 @@ pub struct ImageEntry {
     pub kernel: KernelName,
     #[serde(flatten)]
     pub source: ImageSource,
+    /// The file that the entry is from; none for the built-in catalog.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
 }
 
 /// Where an image comes from.
@@ -115,6 +123,18 @@ pub enum CatalogError {
     Unknown { what: &'static str, name: String, nearest: Vec<String> },
     #[error("the catalog cannot be read")]
     Malformed(#[source] toml::de::Error),
+    #[error("failed to read the catalog `{}`", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the catalog `{}` is not one", path.display())]
+    File {
+        path: PathBuf,
+        #[source]
+        source: toml::de::Error,
+    },
 }
 
 impl From<&CatalogError> for WireError {
@@ -127,7 +147,10 @@ impl From<&CatalogError> for WireError {
                     None => wire.hint(format!("`banger {what} catalog` lists what can be pulled")),
                 }
             }
-            CatalogError::Malformed(_) => Self::from_error(ErrorKind::Usage, error),
+            CatalogError::Malformed(_) | CatalogError::Read { .. } | CatalogError::File { .. } => {
+                Self::from_error(ErrorKind::Usage, error)
+                    .hint("`catalogs` in the config names the files; docs/images.md says what is in one")
+            }
         }
     }
 }
@@ -148,6 +171,29 @@ impl Catalog {
     /// When the text is not a catalog.
     pub fn parse(text: &str) -> Result<Self, CatalogError> {
         toml::from_str(text).map_err(CatalogError::Malformed)
+    }
+
+    /// The built-in catalog with the user's own files after it. An entry replaces an earlier one of its name.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or is not a catalog. Blocks.
+    pub fn with_files(paths: &[PathBuf]) -> Result<Self, CatalogError> {
+        let mut catalog = Self::built_in();
+        for path in paths {
+            let absolute = if path.is_absolute() { Ok(()) } else { Err(io::Error::other("the path is not absolute")) };
+            let text = absolute
+                .and_then(|()| std::fs::read_to_string(path))
+                .map_err(|source| CatalogError::Read { path: path.clone(), source })?;
+            let mut added: Self =
+                toml::from_str(&text).map_err(|source| CatalogError::File { path: path.clone(), source })?;
+            added.kernels.iter_mut().for_each(|entry| entry.file = Some(path.clone()));
+            added.images.iter_mut().for_each(|entry| entry.file = Some(path.clone()));
+            catalog.kernels.retain(|old| added.kernels.iter().all(|new| new.name != old.name));
+            catalog.images.retain(|old| added.images.iter().all(|new| new.name != old.name));
+            catalog.kernels.append(&mut added.kernels);
+            catalog.images.append(&mut added.images);
+        }
+        Ok(catalog)
     }
 
     /// The kernels, in the catalog's order.
@@ -192,7 +238,7 @@ impl KernelEntry {
     #[must_use]
     pub fn view(&self, present: bool) -> messages::image::CatalogEntry {
         let KernelSource::Debian(_) = &self.source;
-        view(self.name.as_str(), "debian", &self.description, present)
+        view(self.name.as_str(), "debian", &self.description, present, self.file.as_deref())
     }
 }
 
@@ -201,17 +247,23 @@ impl ImageEntry {
     #[must_use]
     pub fn view(&self, present: bool) -> messages::image::CatalogEntry {
         let ImageSource::Debian(_) = &self.source;
-        view(self.name.as_str(), "debian", &self.description, present)
+        view(self.name.as_str(), "debian", &self.description, present, self.file.as_deref())
     }
 }
 
-fn view(name: &str, kind: &str, description: &str, present: bool) -> messages::image::CatalogEntry {
+fn view(
+    name: &str,
+    kind: &str,
+    description: &str,
+    present: bool,
+    file: Option<&Path>,
+) -> messages::image::CatalogEntry {
     messages::image::CatalogEntry {
         name: name.to_owned(),
         kind: kind.to_owned(),
         description: description.to_owned(),
         present,
-        origin: BUILT_IN_ORIGIN.to_owned(),
+        origin: file.map_or_else(|| BUILT_IN_ORIGIN.to_owned(), |file| file.display().to_string()),
     }
 }
 
@@ -271,6 +323,32 @@ mod tests {
         assert_eq!(error.hints, ["did you mean `debian-bookworm`?"]);
         let error = WireError::from(&catalog.kernel("xyzzy").unwrap_err());
         assert_eq!(error.hints, ["`banger kernel catalog` lists what can be pulled"]);
+    }
+
+    #[test]
+    fn a_users_own_entries_come_with_the_built_in_ones_and_before_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("mine.toml");
+        let entry = |name: &str| {
+            format!(
+                "[[image]]\nname = \"{name}\"\ndescription = \"mine\"\nkernel = \"debian-cloud-6.12\"\nkind = \"debian\"\n\
+                 suite = \"sid\"\npackages = [\"systemd-sysv\"]\n"
+            )
+        };
+        std::fs::write(&path, entry("debian-bookworm") + &entry("mine")).unwrap();
+        let catalog = Catalog::with_files(std::slice::from_ref(&path)).unwrap();
+        for name in ["debian-bookworm", "mine"] {
+            let view = catalog.image(name).unwrap().view(false);
+            assert_eq!((view.description.as_str(), view.origin), ("mine", path.display().to_string()));
+        }
+        assert_eq!(catalog.images().iter().filter(|image| image.name.as_str() == "debian-bookworm").count(), 1);
+        assert_eq!(catalog.image("debian-trixie").unwrap().view(true).origin, "built-in");
+
+        std::fs::write(&path, "[[image]]\nname = 1").unwrap();
+        let error = WireError::from(&Catalog::with_files(&[path]).unwrap_err());
+        assert!(error.kind == ErrorKind::Usage && error.to_string().contains("mine.toml"), "{error}");
+        let gone = WireError::from(&Catalog::with_files(&[directory.path().join("gone")]).unwrap_err());
+        assert!(gone.to_string().contains("gone"), "{gone}");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! What can be pulled by name: the entries built in and the look-up with suggestions. Reads no network and no disk.
+//! What can be pulled by name: the entries built in, those of the user's files, and the look-up with suggestions. Reads no
+//! network.
 
 mod entry;
 

@@ -85,7 +85,11 @@ pub fn pull(
 }
 
 /// Adds what came from npm. An image can do without what is out of reach, and says so; what is not as pinned is refused.
-fn add_files(tree: &mut Tree, files: &[NpmFile], fetched: Vec<Result<Vec<u8>, NpmError>>) -> Result<String, ImageError> {
+fn add_files(
+    tree: &mut Tree,
+    files: &[NpmFile],
+    fetched: Vec<Result<Vec<u8>, NpmError>>,
+) -> Result<String, ImageError> {
     let mut without = String::new();
     for (file, fetched) in files.iter().zip(fetched) {
         match fetched {

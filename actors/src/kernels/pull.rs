@@ -19,9 +19,10 @@ use std::path::Path;
 ///
 /// * `reboot=k panic=1`: a guest that ends or panics resets through the keyboard controller, which ends the VMM.
 /// * `i8042.*`: no probing for a mouse that is not there, which costs a second.
+/// * `apparmor=0`: the border is the VM; docker refuses to start containers where AppArmor is on and its tools are missing.
 /// * `net.ifnames=0`: the agent sets `eth0` up before udev runs; udev must not rename it then.
 const COMMAND_LINE: &str = "console=ttyS0 reboot=k panic=1 quiet loglevel=4 8250.nr_uarts=1 \
-     i8042.noaux i8042.nomux i8042.dumbkbd net.ifnames=0";
+     i8042.noaux i8042.nomux i8042.dumbkbd apparmor=0 net.ifnames=0";
 
 /// Where the package's kernel waits in the tree until it is unpacked; no module file has that name.
 const VMLINUZ: &[u8] = b".vmlinuz";

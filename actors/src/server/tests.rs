@@ -194,7 +194,7 @@ fn a_vm_is_made_listed_and_deleted_over_the_socket() {
         assert_eq!(lines[0].stage, Stage::Spec);
         assert!(lines[0].detail.contains("vCPU"), "{}", lines[0].detail);
         let Reply::Vms(vms) = server.ask(2, RequestBody::ListVms).await.unwrap() else { panic!("not a list") };
-        assert_eq!(vms, std::slice::from_ref(&vm));
+        assert_eq!(vms.iter().map(|view| &**view).collect::<Vec<_>>(), [&vm]);
         let reference = || "web".parse().unwrap();
         let refused = RequestBody::DeleteVms { vms: vec![reference()], force: Force::No, only_ephemeral: false };
         let Reply::Outcomes(outcomes) = server.ask(3, refused).await.unwrap() else { panic!("no outcomes") };

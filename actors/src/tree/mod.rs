@@ -9,7 +9,7 @@ mod taps;
 pub use sources::{ArtifactSource, TapSource};
 
 use crate::artifacts::ArtifactLibrary;
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, CatalogError};
 use crate::config::{Config, Loaded};
 use crate::host::HostFacts;
 use crate::images::{ImageError, ImageStore, Images, ImagesConfig};
@@ -47,6 +47,8 @@ pub enum TreeError {
     Network(#[from] SettingsError),
     #[error("failed to look at the images")]
     Images(#[from] ImageError),
+    #[error("the config's catalogs cannot be used")]
+    Catalog(#[from] CatalogError),
     #[error("failed to look at the kernels")]
     Kernels(#[from] KernelError),
     #[error("failed to make `{}`", path.display())]
@@ -63,7 +65,7 @@ impl From<&TreeError> for WireError {
         match error {
             TreeError::Program(_) => wire.hint("install it next to `bangerd`, or name its directory in BANGER_LIBEXEC"),
             TreeError::Vmm(_) => wire.hint("`banger doctor` tells what is missing"),
-            TreeError::Network(_) => Self::from_error(ErrorKind::Usage, error),
+            TreeError::Network(_) | TreeError::Catalog(_) => Self::from_error(ErrorKind::Usage, error),
             TreeError::Store(_)
             | TreeError::Host(_)
             | TreeError::Images(_)
@@ -102,7 +104,9 @@ async fn start_artifacts(
     runtime: Handle,
 ) -> Result<ArtifactLibrary, TreeError> {
     let (image_store, kernel_store) = (ImageStore::new(paths.images_dir()), KernelStore::new(paths.kernels_dir()));
-    let catalog = Arc::new(Catalog::built_in());
+    let files = config.catalogs.clone();
+    let catalog = runtime.spawn_blocking(move || Catalog::with_files(&files)).await;
+    let catalog = Arc::new(catalog.map_err(|error| TreeError::Host(std::io::Error::other(error)))??);
     let mirror = config.debian_mirror.clone();
     let images = ImagesConfig {
         store: image_store.clone(),

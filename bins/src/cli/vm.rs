@@ -134,7 +134,8 @@ async fn list(client: &Client, args: &ListArgs) -> Outcome {
         Reply::Vms(views) => views,
         other => return Err(unexpected(&other)),
     };
-    let wanted: Vec<Arc<VmView>> = views.into_iter().filter(|view| args.filters.iter().all(|f| matches(view, f))).collect();
+    let wanted: Vec<Arc<VmView>> =
+        views.into_iter().filter(|view| args.filters.iter().all(|f| matches(view, f))).collect();
     if client.output.json {
         client.output.value(&json::array(&wanted, |view| json::vm(view)))?;
     } else if wanted.is_empty() {

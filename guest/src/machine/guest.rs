@@ -137,7 +137,10 @@ impl GuestMachine {
         identity::assume(&spec)?;
         let image_init = systemd::find_init(&spec.config);
         match &image_init {
-            Init::Systemd(_) => systemd::prepare(spec.network.as_ref())?,
+            Init::Systemd(_) => {
+                mounts::furnish_for_systemd();
+                systemd::prepare(spec.network.as_ref())?;
+            }
             Init::Other(_) | Init::None => mounts::furnish_without_init(),
         }
         network::configure(spec.network.as_ref()).await?;

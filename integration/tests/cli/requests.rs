@@ -35,8 +35,9 @@ fn create_sends_what_was_typed_and_prints_the_name() {
 #[test]
 fn lists_are_tables_and_empty_ones_say_so_on_stderr() {
     let environment = TestEnvironment::new();
-    let _daemon =
-        answer(&environment, |_| Reply::Vms(vec![view("web", VmState::Running).into(), view("db", VmState::Stopped).into()]));
+    let _daemon = answer(&environment, |_| {
+        Reply::Vms(vec![view("web", VmState::Running).into(), view("db", VmState::Stopped).into()])
+    });
     let stdout = environment.banger(["vm", "ps"]).success();
     let lines: Vec<&str> = stdout.lines().map(|line| line.rsplit_once("  ").unwrap().0.trim_end()).collect();
     insta::assert_snapshot!(lines.join("\n"), @r"

@@ -2,6 +2,7 @@
 
 mod artifacts;
 mod daemon;
+mod docker;
 mod faults;
 mod lifecycle;
 mod network;
@@ -19,6 +20,7 @@ pub(crate) const ALL: &[(&str, Code)] = &[
     ("two-at-once", run::two_at_once),
     ("detach", run::detach),
     ("bad-input", run::bad_input),
+    ("docker", docker::docker),
     ("streams-apart", streams::apart),
     ("stdin-1g", streams::stdin_1g),
     ("rm", remove::rm),
