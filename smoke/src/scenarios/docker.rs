@@ -19,7 +19,7 @@ const COMPOSE: &str = "cd /root/b && printf 'version: \"3\"\\nservices:\\n  web:
 
 pub(super) fn docker(case: &Case<'_>) -> Outcome {
     let vm = case.vm();
-    case.create(&vm, &["--wait", "system", "--memory", "1024M", "--disk-size", "4G"])?;
+    case.create(&vm, &["--wait", "system", "--memory", "1024M"])?;
     // Nothing runs before somebody asks for it.
     let idle = case.guest(&vm, "systemctl is-active docker.service containerd.service || true")?;
     check(idle.lines().all(|state| state == "inactive"), || format!("before the first use: {idle}"))?;
