@@ -161,4 +161,15 @@ pub struct VmView {
     pub last_error: Option<String>,
     /// Something the user should know, such as a degraded systemd.
     pub warning: Option<String>,
+    /// What its SSH server proves itself with; known before its first start. `None` for one that was never started.
+    pub ssh_host_key: Option<SshPublicKey>,
+}
+
+/// The public half of an SSH key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SshPublicKey {
+    /// As in `authorized_keys` and `known_hosts`: `ssh-ed25519 AAAA…`, without a comment.
+    pub line: String,
+    /// As `ssh-keygen -l` prints it: `SHA256:…`.
+    pub fingerprint: String,
 }

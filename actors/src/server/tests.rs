@@ -97,7 +97,6 @@ async fn server() -> Server {
         ports: Arc::new(world.clone()),
         store: store.clone(),
         runtime: tokio::runtime::Handle::current(),
-        authorized_keys: Arc::default(),
     };
     let registry = Supervisor::start(move |_| Registry::new(RegistryContext { vm, host }, vec![]));
     let shutdown = CancellationToken::new();

@@ -29,6 +29,7 @@ pub(super) fn vm(view: &VmView) -> Value {
         "operations": view.operations,
         "last_error": view.last_error,
         "warning": view.warning,
+        "ssh_host_key": view.ssh_host_key.as_ref().map(|key| json!({ "line": key.line, "fingerprint": key.fingerprint })),
     })
 }
 
