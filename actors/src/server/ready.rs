@@ -3,8 +3,8 @@
 
 use super::context::{ServerContext, ask};
 use crate::registry::Handle;
-use crate::vm::published::{default_patience, until_ready};
 use crate::vm::SshAnswers;
+use crate::vm::published::{default_patience, until_ready};
 use messages::error::{ErrorKind, WireError};
 use messages::vm::{Readiness, SshPublicKey};
 use std::time::Duration;

@@ -51,7 +51,9 @@ impl From<KeyError> for WireError {
     fn from(error: KeyError) -> Self {
         let wire = Self::from_error(ErrorKind::Host, &error);
         match error {
-            KeyError::Absent { .. } => wire.hint("make it with `ssh-keygen`, or leave `ssh_key_path` out: then banger makes one"),
+            KeyError::Absent { .. } => {
+                wire.hint("make it with `ssh-keygen`, or leave `ssh_key_path` out: then banger makes one")
+            }
             KeyError::Format { path, .. } => {
                 wire.hint(format!("`ssh-keygen -p -f {}` rewrites an older format", path.display()))
             }

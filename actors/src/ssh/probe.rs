@@ -4,9 +4,9 @@
 use super::ManagedKey;
 use messages::error::{ErrorKind, WireError};
 use messages::vm::SshPublicKey;
+use russh::Disconnect;
 use russh::client::{self, Handler};
 use russh::keys::{PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
-use russh::Disconnect;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -61,7 +61,8 @@ impl Handler for Pinned {
     type Error = russh::Error;
 
     async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, Self::Error> {
-        let right = matches!(shown, PublicKeyOrCertificate::PublicKey { key, .. } if key.key_data() == self.key.key_data());
+        let right =
+            matches!(shown, PublicKeyOrCertificate::PublicKey { key, .. } if key.key_data() == self.key.key_data());
         self.wrong.store(!right, Ordering::Relaxed);
         Ok(right)
     }
@@ -82,7 +83,8 @@ where
     let wrong = Arc::new(AtomicBool::new(false));
     let host = PublicKey::from_openssh(&host.line).map_err(|error| ProbeError::Handshake(error.into()))?;
     let pinned = Pinned { key: host, wrong: Arc::clone(&wrong) };
-    let failed = |error| if wrong.load(Ordering::Relaxed) { ProbeError::WrongHostKey } else { ProbeError::Handshake(error) };
+    let failed =
+        |error| if wrong.load(Ordering::Relaxed) { ProbeError::WrongHostKey } else { ProbeError::Handshake(error) };
     let mut session = client::connect_stream(Arc::new(config), stream, pinned).await.map_err(failed)?;
     let proof = PrivateKeyWithHashAlg::new(Arc::new(key.private), None);
     let answer = session.authenticate_publickey(USER, proof).await.map_err(ProbeError::Handshake)?;
@@ -116,7 +118,12 @@ mod tests {
         KeyPlace { path: dir.path().join("key"), ours: true }.load().unwrap()
     }
 
-    async fn against(shows: &HostKey, given: &HostKey, lets_in: &ManagedKey, ours: &ManagedKey) -> Result<(), ProbeError> {
+    async fn against(
+        shows: &HostKey,
+        given: &HostKey,
+        lets_in: &ManagedKey,
+        ours: &ManagedKey,
+    ) -> Result<(), ProbeError> {
         let (near, far) = tokio::io::duplex(1 << 16);
         let host = PrivateKey::from_openssh(shows.for_guest().private).unwrap();
         let config = server::Config {

@@ -6,8 +6,8 @@ use super::ports::{Boot, Link, Ports, Vmm};
 use super::published::Published;
 use super::state::{At, Denied, Event, State, Then};
 use super::worker::{Work, Worker};
-use crate::store::{Durability, Phase, Store, VmRecord};
 use crate::ssh::HostKey;
+use crate::store::{Durability, Phase, Store, VmRecord};
 use crate::supervise::{Restarts, Ticket};
 use actix::{Actor, ActorContext as _, Addr, AsyncContext as _, Context, SpawnHandle};
 use messages::WireError;
@@ -218,7 +218,8 @@ impl Vm {
                 self.record.nonce = Some(BootNonce(nonce));
                 if self.record.ssh_host_key.is_none() {
                     let made = HostKey::generate();
-                    let made = made.inspect_err(|error| tracing::error!(vm = %self.record.id, %error, "no SSH host key"));
+                    let made =
+                        made.inspect_err(|error| tracing::error!(vm = %self.record.id, %error, "no SSH host key"));
                     self.record.ssh_host_key = made.ok();
                 }
             }
@@ -234,7 +235,10 @@ impl Vm {
             }
             At::Deleting { error } | At::Gone { error } => self.error.clone_from(error),
             At::Stopped => self.boot = None,
-            At::Releasing { .. } => {
+            At::Releasing { then } => {
+                if let Then::Fail(error) = then {
+                    self.error = Some(error.clone());
+                }
                 self.vmm = None;
                 self.link = None;
                 self.boot = None;

@@ -7,6 +7,7 @@ mod lifecycle;
 mod network;
 mod remove;
 mod run;
+mod ssh;
 mod streams;
 
 use crate::case::Code;
@@ -35,6 +36,7 @@ pub(crate) const ALL: &[(&str, Code)] = &[
     ("agent-killed", faults::agent_killed),
     ("net-nat", network::nat),
     ("no-helper", network::no_helper),
+    ("ssh", ssh::ssh),
     ("daemon-killed", daemon::killed),
     ("pull-interrupted", artifacts::pull_interrupted),
 ];

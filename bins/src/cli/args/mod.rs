@@ -8,7 +8,9 @@ mod vm;
 
 pub(super) use artifacts::{ImageCommand, KernelCommand};
 pub(super) use daemon::{ConfigCommand, DaemonCommand, DaemonStartArgs, OwnerArgs, RootCommand};
-pub(super) use vm::{CreateArgs, DeleteArgs, ExecArgs, ListArgs, LogsArgs, RunArgs, SpecArgs, SshArgs, VmCommand, VmFilter};
+pub(super) use vm::{
+    CreateArgs, DeleteArgs, ExecArgs, ListArgs, LogsArgs, RunArgs, SpecArgs, SshArgs, VmCommand, VmFilter,
+};
 
 use clap::{Args, Parser, Subcommand};
 

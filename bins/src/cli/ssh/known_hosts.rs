@@ -39,10 +39,7 @@ pub(super) async fn update(client: &Client, path: &Path) -> Result<Vec<VmView>, 
     let file = file.map_err(|error| failed(&error, &lock))?;
     // Held while the daemon is asked too, so that no older list is written over a newer one.
     let held = tokio::task::spawn_blocking(move || Flock::lock(file, FlockArg::LockExclusive));
-    let _held = held
-        .await
-        .map_err(|error| failed(&error, &lock))?
-        .map_err(|(_, errno)| failed(&errno, &lock))?;
+    let _held = held.await.map_err(|error| failed(&error, &lock))?.map_err(|(_, errno)| failed(&errno, &lock))?;
     let views = match client.ask(RequestBody::ListVms).await? {
         Reply::Vms(views) => views,
         other => return Err(unexpected(&other)),

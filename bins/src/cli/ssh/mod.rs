@@ -43,9 +43,8 @@ impl SshFiles {
     fn of(client: &Client) -> Result<Self, Failure> {
         let program = std::env::current_exe()
             .map_err(|error| Failure::io(ErrorKind::Host, "failed to find this program", &error))?;
-        let config = Config::load(&client.paths.config_file)
-            .map_err(|error| Failure::io_only(ErrorKind::Usage, &error))?
-            .config;
+        let config =
+            Config::load(&client.paths.config_file).map_err(|error| Failure::io_only(ErrorKind::Usage, &error))?.config;
         let variable = |name: &&str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let set = INSTANCE.iter().filter_map(|name| Some(((*name).to_owned(), variable(name)?)));
         Ok(Self {
