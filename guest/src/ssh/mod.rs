@@ -20,7 +20,7 @@ use std::os::fd::OwnedFd;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
@@ -73,13 +73,33 @@ async fn own(mut stream: Stream, agent: &Agent) -> io::Result<()> {
     let setup = Setup::gather(&world)?;
     let (mut ours, mut child) = start()?;
     hand(&mut ours, &setup).await?;
-    let moved = tokio::io::copy_bidirectional(&mut stream, &mut ours).await;
+    let moved = relay(&mut stream, &mut ours).await;
     drop((stream, ours));
     match tokio::time::timeout(FAREWELL, child.wait()).await {
         Ok(ended) => drop(ended?),
         Err(_) => child.kill().await?,
     }
-    moved.map(drop)
+    moved
+}
+
+/// Moves bytes until the server has ended. One whose client has left is given a moment for that.
+async fn relay(stream: &mut Stream, server: &mut UnixStream) -> io::Result<()> {
+    let (mut from_client, mut to_client) = tokio::io::split(stream);
+    let (mut from_server, mut to_server) = server.split();
+    let up = async {
+        tokio::io::copy(&mut from_client, &mut to_server).await?;
+        to_server.shutdown().await?;
+        tokio::time::sleep(FAREWELL).await;
+        Ok(())
+    };
+    let down = async {
+        tokio::io::copy(&mut from_server, &mut to_client).await?;
+        to_client.shutdown().await
+    };
+    tokio::select! {
+        result = up => result,
+        result = down => result,
+    }
 }
 
 async fn hand<W: AsyncWrite + Unpin>(to: &mut W, setup: &Setup) -> io::Result<()> {

@@ -12,7 +12,7 @@ use russh::keys::{PrivateKey, PublicKey};
 use russh::server::{self, Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, MethodKind, MethodSet};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +31,7 @@ const ROOT: &str = "root";
 /// # Errors
 /// The agent hands over nothing usable, or the connection breaks.
 pub async fn run() -> io::Result<()> {
-    let stdin = OwnedFd::from(std::os::fd::AsFd::as_fd(&io::stdin()).try_clone_to_owned()?);
+    let stdin = io::stdin().as_fd().try_clone_to_owned()?;
     let stream = std::os::unix::net::UnixStream::from(stdin);
     stream.set_nonblocking(true)?;
     let mut frames = FrameReader::new(UnixStream::from_std(stream)?, GUEST_FRAME_MAX);

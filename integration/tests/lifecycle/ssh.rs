@@ -1,5 +1,7 @@
 //! SSH to the process machine: its server is the agent's own, so every byte is banger's and the user's `ssh`'s.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use integration::machines::Machine;
 use integration::{CommandOutput, TestEnvironment};
 use nix::unistd::Uid;

@@ -26,8 +26,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The variables that make an instance: `ssh` may be run where they are not set.
-const INSTANCE: [&str; 5] =
-    [paths::STATE_DIR_ENV, paths::CACHE_DIR_ENV, paths::RUNTIME_DIR_ENV, paths::CONFIG_ENV, paths::ROOT_SOCKET_ENV];
+const INSTANCE: [&str; 6] = [
+    paths::STATE_DIR_ENV,
+    paths::CACHE_DIR_ENV,
+    paths::RUNTIME_DIR_ENV,
+    paths::CONFIG_ENV,
+    paths::ROOT_SOCKET_ENV,
+    paths::LIBEXEC_ENV,
+];
 
 /// What `ssh` is told of this instance.
 #[derive(Clone, Debug)]
