@@ -165,11 +165,6 @@ pub struct VmView {
     pub ssh_host_key: Option<SshPublicKey>,
 }
 
-/// The public half of an SSH key.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SshPublicKey {
-    /// As in `authorized_keys` and `known_hosts`: `ssh-ed25519 AAAA…`, without a comment.
-    pub line: String,
-    /// As `ssh-keygen -l` prints it: `SHA256:…`.
-    pub fingerprint: String,
-}
+/// The public half of an ed25519 key (RFC 8032). Text is made of it where people read it: lists are long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SshPublicKey(pub [u8; 32]);

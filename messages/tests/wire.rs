@@ -110,7 +110,7 @@ fn view() -> VmView {
         operations: 4,
         last_error: None,
         warning: Some("degraded".into()),
-        ssh_host_key: Some(SshPublicKey { line: "ssh-ed25519 AAAA".into(), fingerprint: "SHA256:x".into() }),
+        ssh_host_key: Some(SshPublicKey([6; 32])),
     }
 }
 

@@ -34,7 +34,7 @@ pub(super) async fn ready(
     if view.readiness >= Some(level) {
         return Ok(());
     }
-    let host = view.ssh_host_key.clone().ok_or_else(|| {
+    let host = view.ssh_host_key.ok_or_else(|| {
         WireError::new(ErrorKind::WrongState, format!("VM {} was started by a banger without SSH", view.name))
             .hint(format!("`banger vm restart {}` gives it a host key", view.name))
     })?;
@@ -70,7 +70,7 @@ async fn handshake(
     last: &mut Option<WireError>,
 ) -> Result<(), WireError> {
     loop {
-        match context.ports.ssh_answers(handle.id, host.clone()).await {
+        match context.ports.ssh_answers(handle.id, host).await {
             Err(error) if error.kind == ErrorKind::Unavailable => {
                 tracing::debug!(vm = %handle.id, error = %error, "SSH does not answer yet");
                 *last = Some(error);

@@ -383,7 +383,7 @@ fn ssh_is_tried_while_somebody_waits_for_it_and_never_else() {
         assert!(server.world.outside().probed.is_empty(), "nobody waited for it");
         let (vm, key) = (made.id, made.ssh_host_key.expect("it has a host key before anybody connects"));
         server.ask(2, wait("web", None)).await.unwrap();
-        assert_eq!(server.world.outside().probed, vec![(vm, key.clone()); 3]);
+        assert_eq!(server.world.outside().probed, vec![(vm, key); 3]);
         let show = RequestBody::ShowVm { vm: "web".parse().unwrap() };
         let Reply::Vm(shown) = server.ask(3, show).await.unwrap() else { panic!("not a VM") };
         assert_eq!((shown.readiness, shown.ssh_host_key), (Some(Readiness::Ssh), Some(key)));

@@ -47,20 +47,12 @@ impl HostKey {
         Self(bytes)
     }
 
-    fn public_key(&self) -> PublicKey {
-        let mut public = [0; HALF];
-        public.copy_from_slice(&self.0[HALF..]);
-        PublicKey::from(KeyData::Ed25519(Ed25519PublicKey(public)))
-    }
-
-    /// The public half, for `known_hosts`, people and the probe.
+    /// The public half.
     #[must_use]
     pub fn public(&self) -> SshPublicKey {
-        let key = self.public_key();
-        SshPublicKey {
-            line: key.to_openssh().expect(ENCODES),
-            fingerprint: key.fingerprint(HashAlg::Sha256).to_string(),
-        }
+        let mut public = [0; HALF];
+        public.copy_from_slice(&self.0[HALF..]);
+        SshPublicKey(public)
     }
 
     /// Both halves, for the guest.
@@ -70,8 +62,27 @@ impl HostKey {
         seed.copy_from_slice(&self.0[..HALF]);
         let pair = KeypairData::Ed25519(Ed25519Keypair::from_seed(&seed));
         let private = PrivateKey::new(pair, "").expect(ENCODES).to_openssh(LineEnding::LF).expect(ENCODES);
-        SshHostKey { private: private.to_string(), public: self.public().line }
+        SshHostKey { private: private.to_string(), public: line(&self.public()) }
     }
+}
+
+pub(super) fn public_key(key: &SshPublicKey) -> PublicKey {
+    PublicKey::from(KeyData::Ed25519(Ed25519PublicKey(key.0)))
+}
+
+/// A public key as in `authorized_keys` and `known_hosts`: `ssh-ed25519 AAAA…`, without a comment.
+///
+/// # Panics
+/// Never: every key has its text.
+#[must_use]
+pub fn line(key: &SshPublicKey) -> String {
+    public_key(key).to_openssh().expect(ENCODES)
+}
+
+/// A public key as `ssh-keygen -l` prints it: `SHA256:…`.
+#[must_use]
+pub fn fingerprint(key: &SshPublicKey) -> String {
+    public_key(key).fingerprint(HashAlg::Sha256).to_string()
 }
 
 #[cfg(test)]
@@ -84,10 +95,10 @@ mod tests {
         assert_eq!(HostKey::from_bytes(*key.as_bytes()), key);
         let given = key.for_guest();
         let parsed = PrivateKey::from_openssh(&given.private).unwrap();
-        assert_eq!(parsed.public_key().key_data(), key.public_key().key_data());
-        assert_eq!(given.public, key.public().line);
+        assert_eq!(parsed.public_key().key_data(), public_key(&key.public()).key_data());
+        assert_eq!(given.public, line(&key.public()));
         assert!(given.public.starts_with("ssh-ed25519 AAAA") && !given.public.ends_with(' '), "{}", given.public);
-        assert!(key.public().fingerprint.starts_with("SHA256:"));
+        assert!(fingerprint(&key.public()).starts_with("SHA256:"));
         assert_ne!(HostKey::generate().unwrap(), key);
         assert!(!format!("{key:?} {given:?}").contains("PRIVATE"));
     }

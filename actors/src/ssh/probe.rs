@@ -2,6 +2,7 @@
 //! deadline by the caller, its key must be the one that the VM was given, and nothing that it says is kept.
 
 use super::ManagedKey;
+use super::host_key::public_key;
 use messages::error::{ErrorKind, WireError};
 use messages::vm::SshPublicKey;
 use russh::Disconnect;
@@ -81,8 +82,7 @@ where
     }
     let config = client::Config { inactivity_timeout: Some(SILENCE), ..client::Config::default() };
     let wrong = Arc::new(AtomicBool::new(false));
-    let host = PublicKey::from_openssh(&host.line).map_err(|error| ProbeError::Handshake(error.into()))?;
-    let pinned = Pinned { key: host, wrong: Arc::clone(&wrong) };
+    let pinned = Pinned { key: public_key(host), wrong: Arc::clone(&wrong) };
     let failed =
         |error| if wrong.load(Ordering::Relaxed) { ProbeError::WrongHostKey } else { ProbeError::Handshake(error) };
     let mut session = client::connect_stream(Arc::new(config), stream, pinned).await.map_err(failed)?;

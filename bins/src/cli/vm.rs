@@ -229,7 +229,7 @@ fn details(view: &VmView) -> Vec<(&'static str, String)> {
     push("labels", (!labels.is_empty()).then(|| labels.join(", ")));
     push("restart", (view.restart == RestartPolicy::Always).then(|| "always".to_owned()));
     push("lifetime", (view.lifetime == Lifetime::Ephemeral).then(|| "deleted when its command ends".to_owned()));
-    push("ssh host key", view.ssh_host_key.as_ref().map(|key| key.fingerprint.clone()));
+    push("ssh host key", view.ssh_host_key.as_ref().map(actors::ssh::host_key::fingerprint));
     push("last error", view.last_error.clone());
     push("warning", view.warning.clone());
     rows

@@ -4,6 +4,7 @@
 use super::settings::DOMAIN;
 use crate::cli::client::{Client, unexpected};
 use crate::cli::failure::Failure;
+use actors::ssh::host_key;
 use messages::error::ErrorKind;
 use messages::reply::Reply;
 use messages::request::RequestBody;
@@ -18,7 +19,7 @@ pub(super) fn text(views: &[VmView]) -> String {
         .iter()
         .filter_map(|view| {
             let key = view.ssh_host_key.as_ref()?;
-            Some(format!("{id}{DOMAIN},{name}{DOMAIN} {}\n", key.line, id = view.id, name = view.name))
+            Some(format!("{id}{DOMAIN},{name}{DOMAIN} {}\n", host_key::line(key), id = view.id, name = view.name))
         })
         .collect();
     lines.sort();
