@@ -49,6 +49,10 @@ fn plain(case: &Case<'_>, vm: &str) -> Outcome {
     let back = fs::read(&config)?;
     check(back == BEFORE, || String::from_utf8_lossy(&back).into_owned())?;
     fs::remove_file(&config)?;
+    // They stay by design; the account of leaks is of the scenario's own.
+    for name in ["config", "known_hosts", "known_hosts.lock"] {
+        fs::remove_file(case.world.state.join("ssh").join(name))?;
+    }
     Ok(())
 }
 
