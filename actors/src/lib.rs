@@ -13,6 +13,7 @@ pub mod paths;
 pub mod privileged;
 pub mod registry;
 pub mod server;
+pub mod ssh;
 pub mod store;
 pub mod supervise;
 pub mod taps;

@@ -7,10 +7,10 @@ use crate::exec::session::{self, Executor};
 use crate::machine::Machine;
 use crate::outbox::Outbox;
 use crate::transport::{Acceptor, Arrival};
-use crate::{ports, stats};
+use crate::{ports, ssh, stats};
 use messages::error::{ErrorKind, WireError};
 use messages::guest::{
-    AgentFrame, BENCH_PORT, BootSpec, GuestAnswer, GuestQuestion, OPERATION_PORT, RunningIdentity, StopKind,
+    AgentFrame, BENCH_PORT, BootSpec, GuestAnswer, GuestQuestion, OPERATION_PORT, RunningIdentity, SSH_PORT, StopKind,
 };
 use messages::ids::{BootNonce, VmId};
 use messages::vm::Readiness;
@@ -236,15 +236,15 @@ impl Agent {
     /// Serves the host's streams for as long as the link lives.
     pub async fn serve(self: Arc<Self>, mut acceptor: Acceptor) {
         while let Some(arrival) = acceptor.accept().await {
-            tokio::spawn(serve_one(arrival, self.executor.clone()));
+            tokio::spawn(serve_one(arrival, self.clone()));
         }
     }
 }
 
-async fn serve_one(arrival: Arrival, executor: Arc<Executor>) {
+async fn serve_one(arrival: Arrival, agent: Arc<Agent>) {
     match arrival.port() {
         OPERATION_PORT => match arrival.accept().await {
-            Ok(stream) => session::serve(stream, executor).await,
+            Ok(stream) => session::serve(stream, agent.executor.clone()).await,
             Err(error) => tracing::debug!(%error, "the host gave an operation up at once"),
         },
         BENCH_PORT => match arrival.accept().await {
@@ -254,6 +254,10 @@ async fn serve_one(arrival: Arrival, executor: Arc<Executor>) {
                 }
             }
             Err(error) => tracing::debug!(%error, "the host gave a measurement up at once"),
+        },
+        SSH_PORT => match arrival.accept().await {
+            Ok(stream) => ssh::serve(stream, agent).await,
+            Err(error) => tracing::debug!(%error, "the host gave an SSH connection up at once"),
         },
         _ => arrival.refuse().await,
     }

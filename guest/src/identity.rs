@@ -134,6 +134,7 @@ StrictModes yes
 UsePAM yes
 PrintMotd no
 MaxSessions 1000
+MaxStartups 100
 AcceptEnv LANG LC_*
 Subsystem sftp internal-sftp
 ";

@@ -18,6 +18,8 @@ pub mod outbox;
 pub mod ports;
 pub mod power;
 pub mod serial_port;
+pub mod sftp;
+pub mod ssh;
 pub mod stats;
 pub mod sys;
 pub mod systemd;

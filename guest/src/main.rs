@@ -1,8 +1,9 @@
-//! `banger-agent`: as PID 1 the `/init` of a guest, as its child the keeper and the agent, with `--process` a test machine.
+//! `banger-agent`: as PID 1 the `/init` of a guest, as its child the keeper and the agent, as theirs a server for one SSH
+//! connection or its SFTP, with `--process` a test machine.
 
 use guest::machine::guest as guest_machine;
 use guest::machine::process::{self, Link};
-use guest::{init, keeper, sys};
+use guest::{init, keeper, sftp, ssh, sys};
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
@@ -27,6 +28,8 @@ fn main() -> ExitCode {
         }
         Some(Role::Agent(link, restarts)) => finish(run(guest_machine::run(link, restarts))),
         Some(Role::Process(link, root)) => finish(run(process::run(&link, &root))),
+        Some(Role::Ssh) => finish(run(ssh::server::run())),
+        Some(Role::Sftp) => finish(sftp::run()),
         None => fail(USAGE),
     }
 }
@@ -37,6 +40,8 @@ enum Role {
     Keeper(OwnedFd),
     Agent(OwnedFd, u32),
     Process(Link, PathBuf),
+    Ssh,
+    Sftp,
 }
 
 fn role(arguments: &[OsString]) -> Option<Role> {
@@ -52,6 +57,8 @@ fn role(arguments: &[OsString]) -> Option<Role> {
     }
     match text(1)? {
         "--keeper" => Some(Role::Keeper(inherited(2)?)),
+        "--ssh" => Some(Role::Ssh),
+        "--sftp" => Some(Role::Sftp),
         "--agent" => Some(Role::Agent(inherited(2)?, text(3)?.parse().ok()?)),
         _ => process_arguments(&arguments[1..]).map(|(link, root)| Role::Process(link, root)),
     }

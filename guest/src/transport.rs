@@ -2,7 +2,7 @@
 //! Knows which streams exist, not what they say.
 
 use link::mux::{self, Attach, Incoming, MuxHandle, MuxListener, OpenError};
-use messages::guest::{BENCH_PORT, OPERATION_PORT};
+use messages::guest::{BENCH_PORT, OPERATION_PORT, SSH_PORT};
 use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -53,7 +53,7 @@ impl Dialer {
 #[derive(Debug)]
 pub enum Acceptor {
     Mux(MuxListener),
-    Vsock { operations: VsockListener, bench: VsockListener },
+    Vsock { operations: VsockListener, bench: VsockListener, ssh: VsockListener },
 }
 
 /// A stream from the host, not yet taken.
@@ -68,10 +68,11 @@ impl Acceptor {
     pub async fn accept(&mut self) -> Option<Arrival> {
         match self {
             Self::Mux(listener) => listener.accept().await.map(Arrival::Mux),
-            Self::Vsock { operations, bench } => loop {
+            Self::Vsock { operations, bench, ssh } => loop {
                 let (port, accepted) = tokio::select! {
                     accepted = operations.accept() => (OPERATION_PORT, accepted),
                     accepted = bench.accept() => (BENCH_PORT, accepted),
+                    accepted = ssh.accept() => (SSH_PORT, accepted),
                 };
                 match accepted {
                     Ok((stream, _)) => return Some(Arrival::Vsock(port, stream)),
@@ -134,6 +135,7 @@ where
 /// The ports are taken.
 pub fn over_vsock(host_cid: u32) -> io::Result<(Dialer, Acceptor)> {
     let listen = |port| VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port));
-    let acceptor = Acceptor::Vsock { operations: listen(OPERATION_PORT)?, bench: listen(BENCH_PORT)? };
+    let (operations, bench, ssh) = (listen(OPERATION_PORT)?, listen(BENCH_PORT)?, listen(SSH_PORT)?);
+    let acceptor = Acceptor::Vsock { operations, bench, ssh };
     Ok((Dialer::Vsock { host_cid }, acceptor))
 }

@@ -21,6 +21,9 @@ pub const OPERATION_PORT: u32 = 1025;
 /// The vsock port in the guest that counts bytes, without frames: the dialler sends a `u64` (little endian), then so many
 /// bytes; the agent drops them and answers how many came, as a `u64`.
 pub const BENCH_PORT: u32 = 1026;
+/// The vsock port in the guest where its SSH server answers: the image's, or else the agent's own. Bytes as they are, without
+/// hello or frames: SSH says for itself when a connection begins and ends.
+pub const SSH_PORT: u32 = 1027;
 /// The name of banger-emu's virtio-serial port, in `/sys/class/virtio-ports/*/name`.
 pub const SERIAL_PORT_NAME: &str = "banger.0";
 
@@ -68,12 +71,19 @@ pub struct GuestNetwork {
 }
 
 /// One of sshd's host keys.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SshHostKey {
     /// OpenSSH private key file.
     pub private: String,
     /// One line, as in a `.pub` file.
     pub public: String,
+}
+
+/// The private half is nobody's to read in a log.
+impl std::fmt::Debug for SshHostKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SshHostKey").field("public", &self.public).finish_non_exhaustive()
+    }
 }
 
 /// From the agent, on the control stream. Append only.

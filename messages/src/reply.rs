@@ -132,6 +132,11 @@ pub enum Reply {
         name: VmName,
         operation: OperationId,
     },
+    /// The descriptor is a connection into the guest: bytes as they are.
+    Connected {
+        vm: VmId,
+        name: VmName,
+    },
 }
 
 /// What became of one VM of several.

@@ -136,6 +136,10 @@ pub enum RequestBody {
         level: Readiness,
         timeout_ms: Option<u64>,
     },
+    /// Reply: `Connected`, with a socket to the guest's SSH server.
+    ConnectSsh {
+        vm: VmRef,
+    },
 }
 
 /// Which log of a VM.

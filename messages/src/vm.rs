@@ -161,4 +161,10 @@ pub struct VmView {
     pub last_error: Option<String>,
     /// Something the user should know, such as a degraded systemd.
     pub warning: Option<String>,
+    /// What its SSH server proves itself with; known before its first start. `None` for one that was never started.
+    pub ssh_host_key: Option<SshPublicKey>,
 }
+
+/// The public half of an ed25519 key (RFC 8032). Text is made of it where people read it: lists are long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SshPublicKey(pub [u8; 32]);

@@ -110,6 +110,7 @@ fn view() -> VmView {
         operations: 4,
         last_error: None,
         warning: Some("degraded".into()),
+        ssh_host_key: Some(SshPublicKey([6; 32])),
     }
 }
 
@@ -186,6 +187,7 @@ fn client_samples() -> Vec<Sample> {
             "request.wait_vm",
             &request(RequestBody::WaitVm { vm: text("0a"), level: Readiness::Agent, timeout_ms: None }),
         ),
+        owned("request.connect_ssh", &request(RequestBody::ConnectSsh { vm: text("0a") })),
     ]
 }
 
@@ -262,7 +264,8 @@ fn server_samples() -> Vec<Sample> {
         owned("server.reply.image", &reply(Reply::Image(image))),
         owned("server.reply.kernels", &reply(Reply::Kernels(vec![kernel.clone()]))),
         owned("server.reply.kernel", &reply(Reply::Kernel(kernel))),
-        owned("server.reply.detached", &reply(Reply::Detached { vm, name, operation })),
+        owned("server.reply.detached", &reply(Reply::Detached { vm, name: name.clone(), operation })),
+        owned("server.reply.connected", &reply(Reply::Connected { vm, name })),
     ]
 }
 

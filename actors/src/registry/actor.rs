@@ -322,6 +322,7 @@ impl actix::Handler<Create> for Registry {
                 created_at_ms: self.context.vm.ports.now_ms(),
                 started_at_ms: None,
                 last_error: None,
+                ssh_host_key: None,
             };
             let (vm, watch) = Vm::create(record, start, self.context.vm.clone(), Self::ticket(id, ctx));
             self.vms.insert(id, Entry::Live { vm: vm.clone(), watch: watch.clone() });

@@ -35,7 +35,6 @@ impl Daemon {
             ports: Arc::new(world.clone()),
             store: store.clone(),
             runtime: tokio::runtime::Handle::current(),
-            authorized_keys: Arc::default(),
         };
         let records = store.all().await.unwrap();
         let context = RegistryContext { vm, host: HOST };

@@ -153,6 +153,7 @@ const fn name(body: &RequestBody) -> &'static str {
         RequestBody::ShowVm { .. } => "vm show",
         RequestBody::VmLogs { .. } => "vm logs",
         RequestBody::ExecVm { .. } => "vm exec",
+        RequestBody::ConnectSsh { .. } => "vm ssh",
         RequestBody::RenameVm { .. } => "vm rename",
         RequestBody::VmStats { .. } => "vm stats",
         RequestBody::VmPorts { .. } => "vm ports",
@@ -185,7 +186,8 @@ async fn dispatch(context: Arc<ServerContext>, request: Request, client: Client)
         RequestBody::RunVm { spec, wait, exec, timeout_ms } => {
             run::run(&context, id, run::Run { spec, wait, exec, timeout_ms }, &client).await
         }
-        RequestBody::ExecVm { vm, exec, wait } => run::exec(&context, vm, exec, wait).await,
+        RequestBody::ExecVm { vm, exec, wait } => run::exec(&context, vm, exec, wait, &client).await,
+        RequestBody::ConnectSsh { vm } => run::ssh(&context, vm).await,
         RequestBody::StartVms { vms, wait } => Ok(fleet::start(&context, vms, wait, &client).await.into()),
         RequestBody::StopVms { vms, timeout_ms, force } => {
             Ok(fleet::stop(&context, vms, timeout_ms, force).await.into())
@@ -204,7 +206,7 @@ async fn dispatch(context: Arc<ServerContext>, request: Request, client: Client)
         RequestBody::VmStats { vm } => fleet::stats(&context, vm).await.map(Answer::from),
         RequestBody::VmPorts { vm } => fleet::ports(&context, vm).await.map(Answer::from),
         RequestBody::WaitVm { vm, level, timeout_ms } => {
-            fleet::wait(&context, vm, level, timeout_ms).await.map(Answer::from)
+            fleet::wait(&context, vm, level, timeout_ms, &client).await.map(Answer::from)
         }
         body @ (RequestBody::ImageCatalog
         | RequestBody::PullImage { .. }

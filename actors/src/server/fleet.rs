@@ -3,8 +3,9 @@
 use super::connection::Client;
 use super::context::{Answer, ServerContext, ask};
 use super::progress::follow;
+use super::ready::ready;
 use crate::registry::{Get, Handle, List, RenameVm, Show};
-use crate::vm::published::{default_patience, until_down, until_gone, until_made, until_ready};
+use crate::vm::published::{default_patience, until_down, until_gone, until_made};
 use crate::vm::{Ask, Command, STOP_GRACE};
 use crate::vmm::VmFiles;
 use futures::future::join_all;
@@ -16,6 +17,7 @@ use messages::request::{Force, LogKind};
 use messages::vm::{Lifetime, Readiness, VmState};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
 /// Beyond a stop's grace: Ctrl-Alt-Del, SIGKILL, and giving everything back.
 const STOP_MARGIN: Duration = Duration::from_secs(30);
@@ -42,17 +44,16 @@ fn change(handle: &Handle, changed: bool, how: Option<&str>) -> VmChange {
 
 /// Waits for what a start was asked to wait for.
 pub(super) async fn reach(
+    context: &ServerContext,
     handle: &mut Handle,
     attempt: u64,
     wait: Option<Readiness>,
     patience: Option<Duration>,
+    gone: &CancellationToken,
 ) -> Result<(), WireError> {
     match wait {
         None => until_made(&mut handle.watch, attempt, patience.unwrap_or(LAUNCH_PATIENCE)).await.map(drop),
-        Some(level) => {
-            let patience = patience.unwrap_or_else(|| default_patience(level));
-            until_ready(&mut handle.watch, attempt, level, patience).await.map(drop)
-        }
+        Some(level) => ready(context, handle, attempt, level, patience, gone).await,
     }
 }
 
@@ -61,7 +62,7 @@ pub(super) async fn start(context: &ServerContext, vms: Vec<VmRef>, wait: Option
         let mut handle = get(context, &vm, true).await?;
         let _lines = follow(handle.watch.clone(), client.progress.clone());
         let accepted = handle.command(Command::Start).await?;
-        reach(&mut handle, accepted.attempt, wait, None).await?;
+        reach(context, &mut handle, accepted.attempt, wait, None, &client.gone).await?;
         Ok(change(&handle, accepted.changed, None))
     })
     .await
@@ -110,7 +111,7 @@ pub(super) async fn restart(
         let _lines = follow(handle.watch.clone(), client.progress.clone());
         let accepted = handle.command(Command::Restart(grace)).await?;
         let patience = wait.map_or(LAUNCH_PATIENCE, default_patience) + grace.unwrap_or(STOP_GRACE) + STOP_MARGIN;
-        reach(&mut handle, accepted.attempt, wait, Some(patience)).await?;
+        reach(context, &mut handle, accepted.attempt, wait, Some(patience), &client.gone).await?;
         Ok(change(&handle, accepted.changed, None))
     })
     .await
@@ -199,9 +200,10 @@ pub(super) async fn wait(
     vm: VmRef,
     level: Readiness,
     timeout_ms: Option<u64>,
+    client: &Client,
 ) -> Result<Reply, WireError> {
     let mut handle = get(context, &vm, false).await?;
     let attempt = handle.watch.borrow().attempt;
-    reach(&mut handle, attempt, Some(level), milliseconds(timeout_ms)).await?;
+    reach(context, &mut handle, attempt, Some(level), milliseconds(timeout_ms), &client.gone).await?;
     Ok(Reply::Done)
 }

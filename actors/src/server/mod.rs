@@ -10,6 +10,7 @@ mod daemon;
 mod fleet;
 mod listener;
 mod progress;
+mod ready;
 mod run;
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@ use super::connection::Client;
 use super::context::{Answer, ServerContext, ask};
 use super::fleet::{get, reach};
 use super::progress::{follow, say};
+use super::ready::ready;
 use crate::host::{decide_size, spec_line};
 use crate::registry::{Check, Create, Get, Handle};
 use crate::vm::published::{default_patience, until_made, until_ready};
@@ -14,6 +15,7 @@ use messages::ids::{OperationId, RequestId, VmId, VmRef};
 use messages::reply::{Reply, Stage};
 use messages::vm::{Lifetime, Readiness, VmSpec, VmState};
 use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
 
 /// What `vm run` asks for.
 #[derive(Debug)]
@@ -69,7 +71,7 @@ pub(super) async fn create(
     let _lines = follow(handle.watch.clone(), client.progress.clone());
     // A VM found again may be in any attempt; a new one is in its first.
     let attempt = handle.watch.borrow().attempt.max(u64::from(!handle.existed));
-    reach(&mut handle, attempt, wait.filter(|_| start), None).await?;
+    reach(context, &mut handle, attempt, wait.filter(|_| start), None, &client.gone).await?;
     Ok(Reply::Vm(handle.view().as_ref().clone()))
 }
 
@@ -87,19 +89,19 @@ pub(super) async fn run(
     let level = wait.unwrap_or(Readiness::System);
     let patience = timeout_ms.map_or_else(|| default_patience(level), Duration::from_millis);
     let made = until_made(&mut handle.watch, attempt, super::fleet::LAUNCH_PATIENCE).await;
-    let ready = async {
+    let reached = async {
         made?;
-        until_ready(&mut handle.watch, attempt, level, patience).await
+        ready(context, &mut handle, attempt, level, Some(patience), &CancellationToken::new()).await
     };
-    let ready = tokio::select! {
-        ready = ready => ready,
+    let reached = tokio::select! {
+        reached = reached => reached,
         () = client.gone.cancelled() => {
             abandon(&handle).await;
             return Err(left());
         }
     };
-    match ready {
-        Ok(_) => {}
+    match reached {
+        Ok(()) => {}
         Err(error) if handle.watch.borrow().gone => return Err(error),
         Err(error) => return Err(if ephemeral { keep(&handle, error).await } else { error }),
     }
@@ -138,30 +140,45 @@ fn operation_id(request: RequestId) -> OperationId {
     OperationId(bytes)
 }
 
-pub(super) async fn exec(
-    context: &ServerContext,
-    vm: VmRef,
-    exec: ExecSpec,
-    wait: Option<Readiness>,
-) -> Result<Answer, WireError> {
-    let mut handle = get(context, &vm, false).await?;
-    let level = wait.unwrap_or(Readiness::Agent);
+/// A VM that is up, or on its way.
+async fn awake(context: &ServerContext, vm: &VmRef) -> Result<(Handle, u64), WireError> {
+    let handle = get(context, vm, false).await?;
     let (attempt, state, name) = {
         let published = handle.watch.borrow();
         (published.attempt, published.view.state, published.view.name.clone())
     };
     match state {
-        VmState::Starting | VmState::Running => {}
+        VmState::Starting | VmState::Running => Ok((handle, attempt)),
         VmState::Stopped | VmState::Failed | VmState::Stopping | VmState::Deleting => {
-            return Err(WireError::new(ErrorKind::WrongState, format!("VM {name} is {}", state.as_str()))
-                .hint(format!("`banger vm start {name}` starts it")));
+            Err(WireError::new(ErrorKind::WrongState, format!("VM {name} is {}", state.as_str()))
+                .hint(format!("`banger vm start {name}` starts it")))
         }
     }
-    until_ready(&mut handle.watch, attempt, level, default_patience(level)).await?;
+}
+
+pub(super) async fn exec(
+    context: &ServerContext,
+    vm: VmRef,
+    exec: ExecSpec,
+    wait: Option<Readiness>,
+    client: &Client,
+) -> Result<Answer, WireError> {
+    let (mut handle, attempt) = awake(context, &vm).await?;
+    let level = wait.unwrap_or(Readiness::Agent);
+    ready(context, &mut handle, attempt, level, None, &client.gone).await?;
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes)
         .map_err(|error| WireError::new(ErrorKind::Host, format!("the kernel gives no entropy: {error}")))?;
     attach(context, &handle, OperationId(bytes), exec, false).await
+}
+
+/// A connection to the guest's SSH server. The agent takes it early, and holds it until there is a server.
+pub(super) async fn ssh(context: &ServerContext, vm: VmRef) -> Result<Answer, WireError> {
+    let (mut handle, attempt) = awake(context, &vm).await?;
+    until_ready(&mut handle.watch, attempt, Readiness::Agent, default_patience(Readiness::Agent)).await?;
+    let socket = context.ports.ssh(handle.id).await?;
+    let reply = Reply::Connected { vm: handle.id, name: handle.view().name.clone() };
+    Ok(Answer { reply, descriptor: Some(socket) })
 }
 
 async fn attach(

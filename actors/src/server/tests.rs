@@ -93,12 +93,8 @@ async fn server() -> Server {
     let world = World::new();
     let store = Store::open(&paths.database()).unwrap();
     let host = HostFacts { cpus: 8, memory_mib: 16_000, memory_available_mib: 16_000 };
-    let vm = VmContext {
-        ports: Arc::new(world.clone()),
-        store: store.clone(),
-        runtime: tokio::runtime::Handle::current(),
-        authorized_keys: Arc::default(),
-    };
+    let vm =
+        VmContext { ports: Arc::new(world.clone()), store: store.clone(), runtime: tokio::runtime::Handle::current() };
     let registry = Supervisor::start(move |_| Registry::new(RegistryContext { vm, host }, vec![]));
     let shutdown = CancellationToken::new();
     let context = ServerContext {
@@ -371,5 +367,49 @@ fn the_socket_is_private_and_goes_with_the_daemon() {
             }
         };
         tokio::time::timeout(PATIENCE, until_gone).await.expect("nobody listens any more");
+    });
+}
+
+#[test]
+fn ssh_is_tried_while_somebody_waits_for_it_and_never_else() {
+    with_server(|server| async move {
+        let wait = |name: &str, timeout_ms: Option<u64>| RequestBody::WaitVm {
+            vm: name.parse().unwrap(),
+            level: Readiness::Ssh,
+            timeout_ms,
+        };
+        server.world.script().ssh_answers_at = 3;
+        let Reply::Vm(made) = server.ask(1, create("web")).await.unwrap() else { panic!("not a VM") };
+        assert!(server.world.outside().probed.is_empty(), "nobody waited for it");
+        let (vm, key) = (made.id, made.ssh_host_key.expect("it has a host key before anybody connects"));
+        server.ask(2, wait("web", None)).await.unwrap();
+        assert_eq!(server.world.outside().probed, vec![(vm, key); 3]);
+        let show = RequestBody::ShowVm { vm: "web".parse().unwrap() };
+        let Reply::Vm(shown) = server.ask(3, show).await.unwrap() else { panic!("not a VM") };
+        assert_eq!((shown.readiness, shown.ssh_host_key), (Some(Readiness::Ssh), Some(key)));
+        server.ask(4, wait("web", None)).await.unwrap();
+        assert_eq!(server.world.outside().probed.len(), 3, "it is known");
+
+        server.world.script().ssh_answers_at = usize::MAX;
+        server.ask(5, create("other")).await.unwrap();
+        let late = server.ask(6, wait("other", Some(700))).await.unwrap_err();
+        assert_eq!(late.kind, ErrorKind::Timeout);
+        assert!(late.to_string().ends_with("sshd is just starting"), "{late}");
+        server.world.script().ssh_answers_at = 0;
+        server.world.script().fail = Some("ssh_answers");
+        let refused = server.ask(7, wait("other", None)).await.unwrap_err();
+        assert_eq!(refused.kind, ErrorKind::Host, "another attempt would end the same way");
+    });
+}
+
+#[test]
+fn a_bad_key_is_refused_before_anything_is_started() {
+    with_server(|server| async move {
+        server.world.script().fail = Some("authorized_keys");
+        let refused = server.ask(1, create("web")).await.unwrap_err();
+        assert!(refused.to_string().contains("authorized_keys was told to fail"), "{refused}");
+        assert!(server.world.outside().launches.is_empty());
+        server.world.script().fail = None;
+        server.ask(2, create("web")).await.unwrap();
     });
 }

@@ -1,5 +1,6 @@
 //! One VM's row: everything needed to rebuild its actor. Knows SQL's columns, no SQL statement and no policy.
 
+use crate::ssh::HostKey;
 use messages::ids::{BootNonce, ImageName, KernelName, OperationId, RequestId, VmId, VmName};
 use messages::privileged::TapNumber;
 use messages::vm::{Lifetime, NetworkMode, RestartPolicy, VmSize};
@@ -62,14 +63,16 @@ pub struct VmRecord {
     pub created_at_ms: u64,
     pub started_at_ms: Option<u64>,
     pub last_error: Option<String>,
+    /// What its SSH server proves itself with. Made with the first boot.
+    pub ssh_host_key: Option<HostKey>,
 }
 
 /// The columns in the order of [`VmRecord::from_row`].
 pub(super) const COLUMNS: &str = "id, name, request, phase, image, kernel, size, network, tap, labels, restart, lifetime, \
-    nonce, operation, was_ready, created_at_ms, started_at_ms, last_error";
+    nonce, operation, was_ready, created_at_ms, started_at_ms, last_error, ssh_host_key";
 /// Their parameters, as [`VmRecord::bind`] names them.
 pub(super) const PARAMETERS: &str = ":id, :name, :request, :phase, :image, :kernel, :size, :network, :tap, :labels, :restart, \
-    :lifetime, :nonce, :operation, :was_ready, :created_at_ms, :started_at_ms, :last_error";
+    :lifetime, :nonce, :operation, :was_ready, :created_at_ms, :started_at_ms, :last_error, :ssh_host_key";
 
 /// Words and lists are kept as JSON text, so that `sqlite3` shows them to people.
 fn text<T: Serialize>(value: &T) -> rusqlite::Result<String> {
@@ -118,6 +121,7 @@ impl VmRecord {
             created_at_ms: unsigned(row, 15)?,
             started_at_ms: row.get::<_, Option<i64>>(16)?.map(|_| unsigned(row, 16)).transpose()?,
             last_error: row.get(17)?,
+            ssh_host_key: row.get::<_, Option<_>>(18)?.map(HostKey::from_bytes),
         })
     }
 
@@ -146,6 +150,7 @@ impl VmRecord {
             ":created_at_ms": signed(self.created_at_ms),
             ":started_at_ms": started,
             ":last_error": self.last_error.as_deref(),
+            ":ssh_host_key": optional(self.ssh_host_key.as_ref().map(|key| key.as_bytes().as_slice())),
         })
     }
 }

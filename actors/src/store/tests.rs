@@ -32,6 +32,7 @@ fn record(id: u8, name: &str) -> VmRecord {
         created_at_ms: u64::from(id),
         started_at_ms: Some(12),
         last_error: Some("it broke".into()),
+        ssh_host_key: Some(crate::ssh::HostKey::from_bytes([5; 64])),
     }
 }
 
@@ -117,5 +118,5 @@ async fn a_newer_database_is_refused_and_left_alone() {
 fn migrations_are_never_edited() {
     let digests: Vec<String> =
         database::MIGRATIONS.iter().map(|sql| hex::encode(&Sha256::digest(sql.as_bytes())[..8])).collect();
-    assert_eq!(digests, ["50b7f2c329c29d80"]);
+    assert_eq!(digests, ["50b7f2c329c29d80", "39f395d2769b87ac"]);
 }

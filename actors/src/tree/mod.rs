@@ -18,6 +18,7 @@ use crate::network::SettingsError;
 use crate::paths::Paths;
 use crate::registry::{Registry, RegistryContext};
 use crate::server::{DaemonFacts, ServerContext};
+use crate::ssh::KeyPlace;
 use crate::store::{Store, StoreError};
 use crate::vm::VmContext;
 use crate::vmm::choose::{Candidates, ChooseError, VmmChoice, VmmKind, choose};
@@ -163,8 +164,9 @@ pub async fn start(
         vmm: vmm.binary.clone(),
         artifacts: Arc::new(library.clone()),
         taps: Arc::new(taps.clone()),
+        ssh_key: KeyPlace::new(&config, &paths),
     });
-    let vm = VmContext { ports: ports.clone(), store: store.clone(), runtime, authorized_keys: Arc::default() };
+    let vm = VmContext { ports: ports.clone(), store: store.clone(), runtime };
     let context = RegistryContext { vm, host };
     let registry = Supervisor::start(move |_| Registry::new(context, records));
 

@@ -4,19 +4,22 @@ use super::sources::{ArtifactSource, TapSource};
 use crate::agent_link::{self, AgentLink};
 use crate::ext4::disk;
 use crate::paths::Paths;
+use crate::ssh::{KeyPlace, probe};
 use crate::vm::ports::{Adopted, Artifacts, LaunchPlan, Link, LinkEvent, Ports, TapGrant, Vmm as VmmHandle, VmmExit};
 use crate::vmm::{self, Driver, Exit, Process, Tap, VmFiles, VmmConfig};
 use futures::future::BoxFuture;
 use messages::error::{ErrorKind, WireError};
-use messages::guest::{AgentFrame, DaemonFrame, ExecSpec, GuestAnswer, GuestQuestion};
+use messages::guest::{AgentFrame, DaemonFrame, ExecSpec, GuestAnswer, GuestQuestion, SSH_PORT};
 use messages::ids::{BootNonce, ImageName, KernelName, OperationId, VmId, VmName};
 use messages::privileged::TapNumber;
+use messages::vm::SshPublicKey;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
@@ -29,12 +32,24 @@ const SUPERBLOCK: u64 = 1024;
 const MAGIC: std::ops::Range<usize> = 0x38..0x3a;
 const UUID: std::ops::Range<usize> = 0x68..0x78;
 
+/// From the first byte to the proof of the managed key. Generous: a guest that is just starting its sshd makes us wait.
+const SSH_HANDSHAKE: Duration = Duration::from_secs(60);
+/// For the guest's agent to take a connection.
+const SSH_DIAL: Duration = Duration::from_secs(15);
+
+async fn dial_ssh(files: &VmFiles) -> Result<UnixStream, WireError> {
+    agent_link::dial(&files.vsock(), SSH_PORT, SSH_DIAL)
+        .await
+        .map_err(|error| error.to_wire().context("the guest takes no SSH connection"))
+}
+
 /// The rest of the daemon, as a VM sees it.
 pub(super) struct HostPorts {
     pub(super) paths: Arc<Paths>,
     pub(super) vmm: PathBuf,
     pub(super) artifacts: Arc<dyn ArtifactSource>,
     pub(super) taps: Arc<dyn TapSource>,
+    pub(super) ssh_key: KeyPlace,
 }
 
 fn host_error(what: &str, error: &(dyn std::error::Error + 'static)) -> WireError {
@@ -187,6 +202,34 @@ impl Ports for HostPorts {
                 .map_err(|error| error.to_wire().context("the guest's agent does not take the command"))?;
             let stream = stream.into_std().map_err(|error| host_error("failed to hand over the connection", &error))?;
             Ok(OwnedFd::from(stream))
+        })
+    }
+
+    fn authorized_keys(&self) -> BoxFuture<'static, Result<Vec<String>, WireError>> {
+        let place = self.ssh_key.clone();
+        Box::pin(blocking("read the SSH key", move || Ok(vec![place.load()?.public])))
+    }
+
+    fn ssh(&self, vm: VmId) -> BoxFuture<'static, Result<OwnedFd, WireError>> {
+        let files = self.files(vm);
+        Box::pin(async move {
+            let stream = dial_ssh(&files?).await?.into_std();
+            Ok(OwnedFd::from(stream.map_err(|error| host_error("failed to hand over the connection", &error))?))
+        })
+    }
+
+    fn ssh_answers(&self, vm: VmId, host: SshPublicKey) -> BoxFuture<'static, Result<(), WireError>> {
+        let (files, place) = (self.files(vm), self.ssh_key.clone());
+        Box::pin(async move {
+            let key = blocking("read the SSH key", move || Ok(place.load()?)).await?;
+            let stream = dial_ssh(&files?).await?;
+            let shaken = tokio::time::timeout(SSH_HANDSHAKE, probe::handshake(stream, &host, key)).await;
+            match shaken {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(error)) if error.is_final() => Err(error.to_wire()),
+                Ok(Err(error)) => Err(WireError { kind: ErrorKind::Unavailable, ..error.to_wire() }),
+                Err(_) => Err(WireError::new(ErrorKind::Unavailable, "the guest's SSH server did not answer in time")),
+            }
         })
     }
 

@@ -6,6 +6,7 @@ use super::ports::{Boot, Link, Ports, Vmm};
 use super::published::Published;
 use super::state::{At, Denied, Event, State, Then};
 use super::worker::{Work, Worker};
+use crate::ssh::HostKey;
 use crate::store::{Durability, Phase, Store, VmRecord};
 use crate::supervise::{Restarts, Ticket};
 use actix::{Actor, ActorContext as _, Addr, AsyncContext as _, Context, SpawnHandle};
@@ -35,7 +36,6 @@ pub struct VmContext {
     pub store: Store,
     /// The worker pool: an actor's own thread must never do work.
     pub runtime: Handle,
-    pub authorized_keys: Arc<Vec<String>>,
 }
 
 impl std::fmt::Debug for VmContext {
@@ -103,6 +103,7 @@ fn view(record: &VmRecord, state: VmState) -> VmView {
         operations: 0,
         last_error: record.last_error.clone(),
         warning: None,
+        ssh_host_key: record.ssh_host_key.as_ref().map(HostKey::public),
     }
 }
 
@@ -215,6 +216,12 @@ impl Vm {
                     tracing::error!(vm = %self.record.id, "no entropy for a boot nonce");
                 }
                 self.record.nonce = Some(BootNonce(nonce));
+                if self.record.ssh_host_key.is_none() {
+                    let made = HostKey::generate();
+                    let made =
+                        made.inspect_err(|error| tracing::error!(vm = %self.record.id, %error, "no SSH host key"));
+                    self.record.ssh_host_key = made.ok();
+                }
             }
             At::Running { .. } if !self.record.was_ready => {
                 self.record.was_ready = true;
@@ -228,7 +235,10 @@ impl Vm {
             }
             At::Deleting { error } | At::Gone { error } => self.error.clone_from(error),
             At::Stopped => self.boot = None,
-            At::Releasing { .. } => {
+            At::Releasing { then } => {
+                if let Then::Fail(error) = then {
+                    self.error = Some(error.clone());
+                }
                 self.vmm = None;
                 self.link = None;
                 self.boot = None;
@@ -295,7 +305,7 @@ impl Vm {
         if getrandom::fill(&mut fresh.entropy).is_err() {
             tracing::error!(vm = %self.record.id, "no entropy for a guest");
         }
-        let spec = boot_spec::build(&self.record, nonce, boot, self.context.authorized_keys.to_vec(), fresh);
+        let spec = boot_spec::build(&self.record, nonce, boot, fresh);
         link.send(DaemonFrame::Spec(Box::new(spec)));
     }
 }

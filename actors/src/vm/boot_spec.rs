@@ -1,6 +1,7 @@
 //! Builds the boot spec: everything a guest is told of itself. Pure; entropy and clock are arguments.
 
 use super::ports::Boot;
+use crate::ssh::HostKey;
 use crate::store::VmRecord;
 use messages::guest::{BootSpec, Drives};
 use messages::ids::{BootNonce, VmId};
@@ -22,13 +23,7 @@ pub(super) fn machine_id(vm: VmId) -> String {
 }
 
 /// The spec for the present boot of a VM.
-pub(super) fn build(
-    record: &VmRecord,
-    nonce: BootNonce,
-    boot: &Boot,
-    authorized_keys: Vec<String>,
-    fresh: Fresh,
-) -> BootSpec {
+pub(super) fn build(record: &VmRecord, nonce: BootNonce, boot: &Boot, fresh: Fresh) -> BootSpec {
     BootSpec {
         vm: record.id,
         name: record.name.clone(),
@@ -39,8 +34,8 @@ pub(super) fn build(
             modules: boot.artifacts.modules.as_ref().map(|(_, uuid)| uuid.clone()),
         },
         network: boot.tap.as_ref().map(|tap| tap.guest.clone()),
-        authorized_keys,
-        ssh_host_keys: Vec::new(),
+        authorized_keys: boot.authorized_keys.clone(),
+        ssh_host_keys: record.ssh_host_key.iter().map(HostKey::for_guest).collect(),
         config: boot.artifacts.config.clone(),
         clock_unix_ns: fresh.clock_unix_ns,
         entropy: fresh.entropy,

@@ -8,7 +8,7 @@ use messages::guest::{
 };
 use messages::ids::{BootNonce, ImageName, KernelName, OperationId, VmId, VmName};
 use messages::privileged::TapNumber;
-use messages::vm::Readiness;
+use messages::vm::{Readiness, SshPublicKey};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -47,6 +47,7 @@ pub(crate) struct Outside {
     pub(crate) specs: Vec<(VmId, BootNonce)>,
     pub(crate) asked: Vec<(VmId, StopKind)>,
     pub(crate) acknowledged: Vec<OperationId>,
+    pub(crate) probed: Vec<(VmId, SshPublicKey)>,
 }
 
 /// What a daemon holds in memory.
@@ -64,6 +65,8 @@ pub(crate) struct Script {
     /// This call fails.
     pub(crate) fail: Option<&'static str>,
     pub(crate) clock_ms: u64,
+    /// Earlier SSH handshakes than this one fail.
+    pub(crate) ssh_answers_at: usize,
 }
 
 /// The world, and one daemon's view of it.
@@ -357,6 +360,25 @@ impl Ports for World {
     fn operation(&self, _: VmId, _: OperationId, _: ExecSpec) -> BoxFuture<'static, Result<OwnedFd, WireError>> {
         let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         self.ready("operation", OwnedFd::from(ours))
+    }
+
+    fn authorized_keys(&self) -> BoxFuture<'static, Result<Vec<String>, WireError>> {
+        self.ready("authorized_keys", vec!["ssh-ed25519 AAAA banger".to_owned()])
+    }
+
+    fn ssh(&self, _: VmId) -> BoxFuture<'static, Result<OwnedFd, WireError>> {
+        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        self.ready("ssh", OwnedFd::from(ours))
+    }
+
+    fn ssh_answers(&self, vm: VmId, host: SshPublicKey) -> BoxFuture<'static, Result<(), WireError>> {
+        self.outside().probed.push((vm, host));
+        let answer = if self.outside().probed.len() < self.script().ssh_answers_at {
+            Err(WireError::new(ErrorKind::Unavailable, "sshd is just starting"))
+        } else {
+            self.failing("ssh_answers")
+        };
+        Box::pin(std::future::ready(answer))
     }
 
     fn remove_files(&self, vm: VmId) -> BoxFuture<'static, Result<(), WireError>> {

@@ -169,14 +169,15 @@ impl Handler<Rename> for Vm {
 
 /// The host saw that the guest's SSH answers.
 #[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "()")]
+#[rtype(result = "Result<(), WireError>")]
 pub struct SshAnswers(pub Attempt);
 
 impl Handler<SshAnswers> for Vm {
-    type Result = ();
+    type Result = Result<(), WireError>;
 
-    fn handle(&mut self, SshAnswers(attempt): SshAnswers, ctx: &mut Context<Self>) {
+    fn handle(&mut self, SshAnswers(attempt): SshAnswers, ctx: &mut Context<Self>) -> Self::Result {
         self.step_quietly(Event::Ready { attempt, level: Readiness::Ssh }, ctx);
+        Ok(())
     }
 }
 

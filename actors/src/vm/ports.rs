@@ -7,6 +7,7 @@ use messages::guest::{AgentFrame, DaemonFrame, ExecSpec, GuestAnswer, GuestNetwo
 use messages::ids::{BootNonce, ImageName, InterfaceName, KernelName, OperationId, VmId, VmName};
 use messages::image::ImageConfig;
 use messages::privileged::TapNumber;
+use messages::vm::SshPublicKey;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,6 +42,8 @@ pub struct Boot {
     pub tap: Option<TapGrant>,
     pub disk: PathBuf,
     pub disk_uuid: String,
+    /// Lines for root's `authorized_keys`.
+    pub authorized_keys: Vec<String>,
 }
 
 /// What a VMM is started with.
@@ -127,6 +130,13 @@ pub trait Ports: Send + Sync + 'static {
         operation: OperationId,
         exec: ExecSpec,
     ) -> BoxFuture<'static, Result<OwnedFd, WireError>>;
+    /// The keys that open every VM, as lines for `authorized_keys`.
+    fn authorized_keys(&self) -> BoxFuture<'static, Result<Vec<String>, WireError>>;
+    /// Connects to the guest's SSH server.
+    fn ssh(&self, vm: VmId) -> BoxFuture<'static, Result<OwnedFd, WireError>>;
+    /// Tries whether the guest's SSH server has this host key and takes the managed key. Again later where the answer is
+    /// [`ErrorKind::Unavailable`](messages::error::ErrorKind::Unavailable).
+    fn ssh_answers(&self, vm: VmId, host: SshPublicKey) -> BoxFuture<'static, Result<(), WireError>>;
     /// Removes the VM's directory with everything in it; none is fine.
     fn remove_files(&self, vm: VmId) -> BoxFuture<'static, Result<(), WireError>>;
     /// Bounds the VM's console log.

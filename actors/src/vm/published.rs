@@ -132,6 +132,8 @@ pub async fn until_made(watch: &mut Watch, attempt: Attempt, patience: Duration)
                 return Some(Err(failed()));
             }
             match published.view.state {
+                // On its way to `Failed`, which will say so.
+                VmState::Stopping if published.error.is_some() => None,
                 VmState::Running | VmState::Stopping | VmState::Stopped if published.attempt >= attempt => view(),
                 VmState::Starting if published.attempt >= attempt && published.view.vmm_pid.is_some() => view(),
                 VmState::Failed if published.attempt >= attempt => Some(Err(failed())),

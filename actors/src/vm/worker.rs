@@ -163,9 +163,10 @@ impl Worker {
                 NetworkMode::None => Ok(None),
             }
         };
-        let (artifacts, tap) = tokio::try_join!(artifacts, tap)?;
+        let (artifacts, tap, authorized_keys) = tokio::try_join!(artifacts, tap, self.ports.authorized_keys())?;
         record.tap = tap.as_ref().map(|tap| tap.number);
-        let boot = Boot { artifacts, tap, disk: std::path::PathBuf::new(), disk_uuid: String::new() };
+        let (disk, disk_uuid) = (std::path::PathBuf::new(), String::new());
+        let boot = Boot { artifacts, tap, disk, disk_uuid, authorized_keys };
         Ok((boot, record))
     }
 

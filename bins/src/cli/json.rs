@@ -1,9 +1,10 @@
 //! The shapes of `--json`. Stable: fields are added, never renamed or removed; `integration` holds them against snapshots.
 
+use actors::ssh::host_key;
 use messages::guest::{GuestPorts, GuestStats};
 use messages::image::{CatalogEntry, ImageView, KernelView};
 use messages::reply::{DaemonStatus, VmOutcome};
-use messages::vm::{VmSize, VmView};
+use messages::vm::{SshPublicKey, VmSize, VmView};
 use serde_json::{Map, Value, json};
 
 use super::output::error_value;
@@ -29,7 +30,12 @@ pub(super) fn vm(view: &VmView) -> Value {
         "operations": view.operations,
         "last_error": view.last_error,
         "warning": view.warning,
+        "ssh_host_key": view.ssh_host_key.as_ref().map(ssh_key),
     })
+}
+
+fn ssh_key(key: &SshPublicKey) -> Value {
+    json!({ "line": host_key::line(key), "fingerprint": host_key::fingerprint(key) })
 }
 
 fn size(size: &VmSize) -> Value {

@@ -20,6 +20,7 @@ mod output;
 mod parse;
 mod progress;
 mod run;
+mod ssh;
 mod sys;
 mod table;
 mod vm;

@@ -4,7 +4,7 @@ use super::args::{Cli, Command};
 use super::client::Client;
 use super::failure::{Failure, Outcome};
 use super::output::{Output, say};
-use super::{artifacts, completion, config, daemon, doctor, vm};
+use super::{artifacts, completion, config, daemon, doctor, ssh, vm};
 use clap::Parser;
 use clap::error::ErrorKind as ClapKind;
 use messages::error::{ErrorKind, WireError};
@@ -41,6 +41,7 @@ fn run(output: Output, command: Command) -> Outcome {
         Command::Image(command) => with_client(output, async |client| artifacts::image(client, command).await),
         Command::Kernel(command) => with_client(output, async |client| artifacts::kernel(client, command).await),
         Command::Daemon(command) => with_client(output, async |client| daemon::run(client, command).await),
+        Command::SshConfig(args) => ssh::config(&Client::from_env(output)?, args),
         Command::Doctor => doctor::run(output),
     }
 }

@@ -3,7 +3,7 @@
 use super::args::{CreateArgs, DeleteArgs, ListArgs, SpecArgs, VmCommand, VmFilter};
 use super::client::{Client, unexpected};
 use super::failure::{Failure, Outcome};
-use super::{human, json, logs, output::error_text, output::say, table, vm_run};
+use super::{human, json, logs, output::error_text, output::say, ssh, table, vm_run};
 use messages::guest::{GuestPorts, GuestStats};
 use messages::ids::VmRef;
 use messages::reply::{Reply, VmOutcome};
@@ -17,6 +17,8 @@ pub(super) async fn run(client: &Client, command: VmCommand) -> Outcome {
     match command {
         VmCommand::Run(args) => vm_run::run(client, *args).await,
         VmCommand::Exec(args) => vm_run::exec(client, *args).await,
+        VmCommand::Ssh(args) => ssh::ssh(client, *args).await,
+        VmCommand::Connect { host } => ssh::connect(client, &host).await,
         VmCommand::Create(args) => create(client, *args).await,
         VmCommand::Start(args) => {
             let body = RequestBody::StartVms { vms: args.vms.vms, wait: args.wait.map(Into::into) };
@@ -228,6 +230,7 @@ fn details(view: &VmView) -> Vec<(&'static str, String)> {
     push("labels", (!labels.is_empty()).then(|| labels.join(", ")));
     push("restart", (view.restart == RestartPolicy::Always).then(|| "always".to_owned()));
     push("lifetime", (view.lifetime == Lifetime::Ephemeral).then(|| "deleted when its command ends".to_owned()));
+    push("ssh host key", view.ssh_host_key.as_ref().map(actors::ssh::host_key::fingerprint));
     push("last error", view.last_error.clone());
     push("warning", view.warning.clone());
     rows

@@ -13,6 +13,7 @@ use super::output::Output;
 use super::plan::{self, Place};
 use super::registry::{Registry, Target};
 use super::spawn::{self, Streams};
+use crate::ssh::setup::Keys;
 use link::frames::{FrameReader, ReadError, write_frame};
 use messages::error::{ErrorKind, WireError};
 use messages::frame;
@@ -37,6 +38,8 @@ const NOT_RUN_STATUS: i32 = 126;
 pub struct World {
     pub place: Place,
     pub config: ImageConfig,
+    /// Where there are no files for them.
+    pub keys: Keys,
 }
 
 /// Runs operations.
@@ -58,7 +61,9 @@ impl Executor {
         *self.world.lock().unwrap_or_else(PoisonError::into_inner) = Some(world);
     }
 
-    fn world(&self) -> Option<World> {
+    /// Where commands run; `None` while the guest boots.
+    #[must_use]
+    pub fn world(&self) -> Option<World> {
         self.world.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

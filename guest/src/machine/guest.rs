@@ -13,6 +13,7 @@ use crate::exec::session::World;
 use crate::identity::{self, RUNTIME_DIRECTORY};
 use crate::mounts::{self, MountError};
 use crate::network::{self, NetworkError};
+use crate::ssh::setup::Keys;
 use crate::systemd::{self, Init, Settled};
 use crate::{init, serial_port, sys, transport};
 use link::mux::Attach;
@@ -166,7 +167,7 @@ impl GuestMachine {
         if !lost.is_empty() {
             tracing::warn!(count = lost.len(), "operations were lost with an earlier agent");
         }
-        agent.executor.enter(World { place: Place::Guest, config: record.config.clone() });
+        agent.executor.enter(World { place: Place::Guest, config: record.config.clone(), keys: Keys::default() });
         let image_init = record.init.clone();
         *self.record.lock().unwrap_or_else(PoisonError::into_inner) = Some(record);
         self.reached(agent, Readiness::Agent, None);

@@ -21,6 +21,12 @@ pub enum Machine {
 }
 
 impl Machine {
+    /// Whether it is a guest, with a network and a root of its own.
+    #[must_use]
+    pub fn is_guest(&self) -> bool {
+        matches!(self, Self::Guest(_))
+    }
+
     /// Boots as the spec says, and reports each readiness level to `agent`.
     ///
     /// # Errors

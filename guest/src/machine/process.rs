@@ -3,6 +3,7 @@
 use crate::agent::{Agent, Running};
 use crate::exec::plan::Place;
 use crate::exec::session::World;
+use crate::ssh::setup::Keys;
 use crate::transport::{self, Acceptor, Dialer};
 use link::mux::Attach;
 use messages::guest::{BootSpec, StopKind};
@@ -73,7 +74,8 @@ impl ProcessMachine {
     /// There is nothing to boot: both levels are reached at once.
     pub fn boot(&self, agent: &Agent, spec: BootSpec) {
         let place = Place::Process { directory: self.directory.clone() };
-        agent.executor.enter(World { place, config: spec.config });
+        let keys = Keys::of(&spec);
+        agent.executor.enter(World { place, config: spec.config, keys });
         agent.run_as(Running { vm: spec.vm, nonce: spec.nonce, readiness: None, warning: None });
         agent.ready(Readiness::Agent, None);
         agent.ready(Readiness::System, None);

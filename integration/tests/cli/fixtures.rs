@@ -5,7 +5,9 @@ use integration::{CommandOutput, TestEnvironment};
 use messages::ids::{OperationId, VmId};
 use messages::reply::{Reply, VmChange, VmOutcome};
 use messages::request::RequestBody;
-use messages::vm::{Lifetime, NetworkMode, Provenance, Readiness, RestartPolicy, VmSize, VmState, VmView};
+use messages::vm::{
+    Lifetime, NetworkMode, Provenance, Readiness, RestartPolicy, SshPublicKey, VmSize, VmState, VmView,
+};
 
 pub(crate) const VM: VmId = VmId([0x1a, 2, 3, 4, 5, 6, 7, 8]);
 
@@ -40,6 +42,7 @@ pub(crate) fn view(name: &str, state: VmState) -> VmView {
         operations: 0,
         last_error: None,
         warning: None,
+        ssh_host_key: Some(SshPublicKey([7; 32])),
     }
 }
 

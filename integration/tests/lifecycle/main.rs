@@ -3,4 +3,5 @@
 mod bad_input;
 mod daemon;
 mod exec;
+mod ssh;
 mod vms;

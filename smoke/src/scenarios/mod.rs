@@ -8,6 +8,7 @@ mod lifecycle;
 mod network;
 mod remove;
 mod run;
+mod ssh;
 mod streams;
 
 use crate::case::Code;
@@ -37,6 +38,7 @@ pub(crate) const ALL: &[(&str, Code)] = &[
     ("agent-killed", faults::agent_killed),
     ("net-nat", network::nat),
     ("no-helper", network::no_helper),
+    ("ssh", ssh::ssh),
     ("daemon-killed", daemon::killed),
     ("pull-interrupted", artifacts::pull_interrupted),
 ];

@@ -8,7 +8,9 @@ mod vm;
 
 pub(super) use artifacts::{ImageCommand, KernelCommand};
 pub(super) use daemon::{ConfigCommand, DaemonCommand, DaemonStartArgs, OwnerArgs, RootCommand};
-pub(super) use vm::{CreateArgs, DeleteArgs, ExecArgs, ListArgs, LogsArgs, RunArgs, SpecArgs, VmCommand, VmFilter};
+pub(super) use vm::{
+    CreateArgs, DeleteArgs, ExecArgs, ListArgs, LogsArgs, RunArgs, SpecArgs, SshArgs, VmCommand, VmFilter,
+};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -62,6 +64,8 @@ pub(super) enum Command {
     /// The configuration file and what it comes to.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Print the line for `~/.ssh/config` that makes `ssh NAME.vm` reach VMs, or put it there.
+    SshConfig(SshConfigArgs),
     /// Print a completion script for a shell.
     #[command(after_help = COMPLETION_RECIPES)]
     Completion {
@@ -70,6 +74,16 @@ pub(super) enum Command {
     },
     /// Print the version of this program and of its protocol.
     Version,
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct SshConfigArgs {
+    /// Put the line at the top of `~/.ssh/config`; again is fine.
+    #[arg(long, conflicts_with = "uninstall")]
+    pub(super) install: bool,
+    /// Take the line out again, and leave the rest as it was, to the byte.
+    #[arg(long)]
+    pub(super) uninstall: bool,
 }
 
 const COMPLETION_RECIPES: &str = "\

@@ -38,6 +38,17 @@ pub(in crate::cli) enum VmCommand {
     /// Stdin is passed on when it is not a terminal, or with `-i`. Ctrl-C goes to the command; a second within a second
     /// detaches from it.
     Exec(Box<ExecArgs>),
+    /// Log in to a VM with the `ssh` of this host, or run a command there.
+    ///
+    /// Works without a network and without the helper: the connection goes through the VM's own socket. One argument is a
+    /// line for the guest's shell, several are the words of a command. Exits with the status of `ssh`.
+    Ssh(Box<SshArgs>),
+    // For ssh's ProxyCommand.
+    #[command(hide = true)]
+    Connect {
+        /// A VM, or its name with `.vm` behind it.
+        host: String,
+    },
     /// Print a VM's console.
     Logs(LogsArgs),
     /// Give a VM another name.
@@ -223,6 +234,19 @@ pub(in crate::cli) struct ExecArgs {
     pub(in crate::cli) detach: bool,
     /// The command and its arguments.
     #[arg(last = true, required = true, value_name = "CMD")]
+    pub(in crate::cli) argv: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+#[command(override_usage = "banger vm ssh [OPTIONS] VM [-- CMD...]")]
+pub(in crate::cli) struct SshArgs {
+    /// A name, an id or a unique prefix of an id.
+    pub(in crate::cli) vm: VmRef,
+    /// Give the command a terminal.
+    #[arg(short, long)]
+    pub(in crate::cli) tty: bool,
+    /// The command.
+    #[arg(last = true, value_name = "CMD")]
     pub(in crate::cli) argv: Vec<OsString>,
 }
 
