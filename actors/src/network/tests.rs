@@ -9,7 +9,7 @@ use messages::WireError;
 use messages::error::ErrorKind;
 use messages::ids::InstanceId;
 use messages::privileged::{PrivilegedOperation, PrivilegedReply};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};
 
 const ONE: InstanceId = InstanceId([0xab, 0xcd, 0xef]);
@@ -86,11 +86,13 @@ docker0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
 #[test]
 fn resolvers_that_a_guest_cannot_reach_are_left_out() {
     let text = "# a comment\nsearch lan\nnameserver 127.0.0.53\nnameserver ::1\nnameserver 0.0.0.0\n\
-                nameserver 192.168.1.1 \n nameserver\t10.0.0.1 # second\nnameserver fe80::1%eth0\nnameserver nonsense\n\
+                nameserver 192.168.1.1 \n nameserver\t10.0.0.1 # second\nnameserver fe80::1%eth0\nnameserver nonsense\nnameserver 2001:db8::1\n\
                 nameserver 10.0.0.2\nnameserver 10.0.0.3\noptions edns0";
-    let found: Vec<String> = resolvers(text).iter().map(ToString::to_string).collect();
+    let found: Vec<String> = resolvers(text, IpAddr::is_ipv4).iter().map(ToString::to_string).collect();
     assert_eq!(found, ["192.168.1.1", "10.0.0.1", "10.0.0.2"]);
-    assert!(resolvers("nameserver 127.0.0.53\noptions edns0 trust-ad\n").is_empty());
+    let found: Vec<String> = resolvers(text, |_| true).iter().map(ToString::to_string).collect();
+    assert_eq!(found, ["192.168.1.1", "10.0.0.1", "2001:db8::1"]);
+    assert!(resolvers("nameserver 127.0.0.53\noptions edns0 trust-ad\n", |_| true).is_empty());
 }
 
 /// Fails as often as it is told, and counts.

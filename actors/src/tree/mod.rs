@@ -24,6 +24,7 @@ use crate::vmm::choose::{Candidates, ChooseError, VmmChoice, VmmKind, choose};
 use actix::Supervisor;
 use futures::future::BoxFuture;
 use messages::error::{ErrorKind, WireError};
+use messages::reply::NamesView;
 use ports::HostPorts;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -92,6 +93,10 @@ impl DaemonFacts for Facts {
     fn helper(&self) -> BoxFuture<'static, Result<String, String>> {
         self.taps.helper()
     }
+
+    fn dns(&self) -> NamesView {
+        self.taps.dns()
+    }
 }
 
 /// Starts the actors of images and kernels. They sweep their directories first, which blocks.
@@ -153,7 +158,7 @@ pub async fn start(
         let name = record.name.to_string();
         library.note_user(record.id, name, record.image.clone(), record.kernel.clone()).await;
     }
-    let taps = PoolTaps::start(&paths, &loaded, &records)?;
+    let taps = PoolTaps::start(&paths, &loaded, &records, runtime.clone())?;
     let ports = Arc::new(HostPorts {
         paths: Arc::clone(&paths),
         vmm: vmm.binary.clone(),
@@ -161,7 +166,7 @@ pub async fn start(
         taps: Arc::new(taps.clone()),
     });
     let vm = VmContext { ports: ports.clone(), store: store.clone(), runtime, authorized_keys: Arc::default() };
-    let context = RegistryContext { vm, host };
+    let context = RegistryContext { vm, host, names: Some(taps.names()) };
     let registry = Supervisor::start(move |_| Registry::new(context, records));
 
     Ok(ServerContext {

@@ -4,6 +4,7 @@ mod artifacts;
 mod daemon;
 mod faults;
 mod lifecycle;
+pub(crate) mod names;
 mod network;
 mod remove;
 mod run;
@@ -34,6 +35,7 @@ pub(crate) const ALL: &[(&str, Code)] = &[
     ("vmm-killed", faults::vmm_killed),
     ("agent-killed", faults::agent_killed),
     ("net-nat", network::nat),
+    ("dns", names::dns),
     ("no-helper", network::no_helper),
     ("daemon-killed", daemon::killed),
     ("pull-interrupted", artifacts::pull_interrupted),
