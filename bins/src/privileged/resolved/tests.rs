@@ -5,6 +5,7 @@ use super::bus::Bus;
 use super::client::NamesKeeper;
 use super::keeper::serve;
 use super::wire::{REQUEST_LEN, Request, SENTENCE_MAX, encode_answer};
+use futures::StreamExt as _;
 use proptest::prelude::*;
 use std::io::BufRead;
 use std::net::Ipv4Addr;
@@ -34,39 +35,6 @@ proptest! {
 
 /// What systemd-resolved was told, in order.
 type Told = Arc<Mutex<Vec<String>>>;
-
-struct FakeResolved {
-    told: Told,
-    refuse: bool,
-}
-
-impl FakeResolved {
-    fn note(&self, call: String) -> zbus::fdo::Result<()> {
-        self.told.lock().unwrap().push(call);
-        if self.refuse { Err(zbus::fdo::Error::AccessDenied("as told".to_owned())) } else { Ok(()) }
-    }
-}
-
-#[zbus::interface(name = "org.freedesktop.resolve1.Manager")]
-impl FakeResolved {
-    #[zbus(name = "SetLinkDNS")]
-    fn set_link_dns(&self, index: i32, addresses: Vec<(i32, Vec<u8>)>) -> zbus::fdo::Result<()> {
-        self.note(format!("dns {index} {addresses:?}"))
-    }
-    #[zbus(name = "SetLinkDomains")]
-    fn set_link_domains(&self, index: i32, domains: Vec<(String, bool)>) -> zbus::fdo::Result<()> {
-        self.note(format!("domains {index} {domains:?}"))
-    }
-    #[zbus(name = "SetLinkDefaultRoute")]
-    fn set_link_default_route(&self, index: i32, enable: bool) -> zbus::fdo::Result<()> {
-        self.note(format!("default-route {index} {enable}"))
-    }
-    // SetLinkDNSSEC and SetLinkDNSOverTLS are missing, as in an old version.
-    #[zbus(name = "RevertLink")]
-    fn revert_link(&self, index: i32) -> zbus::fdo::Result<()> {
-        self.note(format!("revert {index}"))
-    }
-}
 
 /// A bus of the test's own; ends with it.
 struct PrivateBus {
@@ -108,16 +76,66 @@ fn keeper(address: String) -> (NamesKeeper, JoinHandle<()>) {
     (NamesKeeper::Started(ours, Command::new("true").spawn().unwrap()), thread)
 }
 
-async fn resolved(bus: &PrivateBus, refuse: bool) -> (zbus::Connection, Told) {
-    let told = Told::default();
-    let service = FakeResolved { told: Arc::clone(&told), refuse };
-    let connection = zbus::connection::Builder::address(bus.address.as_str())
-        .serve_at("/org/freedesktop/resolve1", service)
-        .name("org.freedesktop.resolve1")
-        .build()
-        .await
-        .unwrap();
-    (connection, told)
+/// The names of the calls that this systemd-resolved has, an old one; what it is asked for beyond them it does not know.
+const KNOWN: [&str; 4] = ["SetLinkDNS", "SetLinkDomains", "SetLinkDefaultRoute", "RevertLink"];
+
+/// A systemd-resolved that notes what it is told; gone when the task is aborted.
+struct FakeResolved {
+    told: Told,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl FakeResolved {
+    async fn start(bus: &PrivateBus, refuse: bool) -> Self {
+        let connection = zbus::connection::Builder::address(bus.address.as_str()).build().await.unwrap();
+        let mut calls = zbus::MessageStream::from(&connection);
+        connection.request_name("org.freedesktop.resolve1").await.unwrap();
+        let told = Told::default();
+        let noted = Arc::clone(&told);
+        let task = tokio::spawn(async move {
+            while let Some(Ok(call)) = calls.next().await {
+                let header = call.header();
+                if header.message_type() != zbus::message::Type::MethodCall {
+                    continue;
+                }
+                assert_eq!(header.path().unwrap().as_str(), "/org/freedesktop/resolve1");
+                assert_eq!(header.interface().unwrap().as_str(), "org.freedesktop.resolve1.Manager");
+                let member = header.member().unwrap().to_string();
+                if !KNOWN.contains(&member.as_str()) {
+                    connection.reply_error(&header, "org.freedesktop.DBus.Error.UnknownMethod", &"no").await.unwrap();
+                    continue;
+                }
+                noted.lock().unwrap().push(describe(&member, &call));
+                if refuse {
+                    let name = "org.freedesktop.DBus.Error.AccessDenied";
+                    connection.reply_error(&header, name, &"as told").await.unwrap();
+                } else {
+                    connection.reply(&header, &()).await.unwrap();
+                }
+            }
+        });
+        Self { told, task }
+    }
+
+    fn told(&self) -> Vec<String> {
+        self.told.lock().unwrap().clone()
+    }
+
+    async fn stop(self) {
+        self.task.abort();
+        self.task.await.ok();
+    }
+}
+
+/// The types are those of org.freedesktop.resolve1(5): another signature fails here.
+fn describe(member: &str, call: &zbus::Message) -> String {
+    let body = call.body();
+    match member {
+        "SetLinkDNS" => format!("dns {:?}", body.deserialize::<(i32, Vec<(i32, Vec<u8>)>)>().unwrap()),
+        "SetLinkDomains" => format!("domains {:?}", body.deserialize::<(i32, Vec<(String, bool)>)>().unwrap()),
+        "SetLinkDefaultRoute" => format!("default-route {:?}", body.deserialize::<(i32, bool)>().unwrap()),
+        _ => format!("revert {}", body.deserialize::<i32>().unwrap()),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -125,34 +143,33 @@ async fn the_domain_is_routed_and_taken_back_when_the_helper_ends() {
     let Some(bus) = PrivateBus::start() else { return };
     let (mut keeper, thread) = keeper(bus.address.clone());
     assert_eq!(keeper.route(7, GATEWAY).await.unwrap_err(), "systemd-resolved does not run on this host");
-    let (_service, told) = resolved(&bus, false).await;
+    let service = FakeResolved::start(&bus, false).await;
     keeper.route(7, GATEWAY).await.unwrap();
-    let expected =
-        ["domains 7 [(\"vm\", true)]", "default-route 7 false", "dns 7 [(2, [172, 16, 0, 1])]"].map(str::to_owned);
-    assert_eq!(*told.lock().unwrap(), expected);
+    let expected = ["domains (7, [(\"vm\", true)])", "default-route (7, false)", "dns (7, [(2, [172, 16, 0, 1])])"];
+    assert_eq!(service.told(), expected);
     // Again is fine; what is not banger's is neither set nor reverted.
     keeper.route(7, GATEWAY).await.unwrap();
     assert_eq!(keeper.route(8, GATEWAY).await.unwrap_err(), "that interface is no bridge of banger's");
     keeper.revert(8).await.unwrap();
-    assert_eq!(told.lock().unwrap().len(), 6);
+    assert_eq!(service.told().len(), 6);
     // The helper's end closes, as when it is killed.
     drop(keeper);
     thread.join().unwrap();
-    assert_eq!(told.lock().unwrap()[6..], ["revert 7".to_owned()]);
+    assert_eq!(service.told()[6..], ["revert 7"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_is_a_sentence_and_the_next_request_is_served() {
     let Some(bus) = PrivateBus::start() else { return };
     let (mut keeper, thread) = keeper(bus.address.clone());
-    let (service, told) = resolved(&bus, true).await;
+    let service = FakeResolved::start(&bus, true).await;
     let refused = keeper.route(7, GATEWAY).await.unwrap_err();
     assert!(refused.starts_with("systemd-resolved refused SetLinkDomains") && refused.contains("as told"), "{refused}");
-    drop(service);
-    let (_service, told_later) = resolved(&bus, false).await;
+    assert_eq!(service.told().len(), 1);
+    service.stop().await;
+    let service = FakeResolved::start(&bus, false).await;
     keeper.revert(7).await.unwrap();
-    assert_eq!(*told_later.lock().unwrap(), ["revert 7".to_owned()], "what may be half done is taken back");
-    assert_eq!(told.lock().unwrap().len(), 1);
+    assert_eq!(service.told(), ["revert 7"], "what may be half done is taken back");
     drop(keeper);
     thread.join().unwrap();
 }
