@@ -28,7 +28,7 @@ CARGO   := $(AS_CALLER) cargo
 # program:package, for all that is run here; a package is installed only where its program is missing.
 PROGRAMS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs newuidmap:uidmap nft:nftables \
             ip:iproute2 ssh:openssh-client modprobe:kmod cc:gcc pkg-config:pkg-config setpriv:util-linux curl:curl
-BENCH_PROGRAMS := sshd:openssh-server
+BENCH_PROGRAMS := sshd:openssh-server dnsmasq:dnsmasq-base dnsperf:dnsperf
 FILES    := /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring \
             /usr/include/linux/limits.h:linux-libc-dev /usr/include/stdlib.h:libc6-dev \
             /etc/ssl/certs/ca-certificates.crt:ca-certificates

@@ -4,6 +4,7 @@ pub mod agent_link;
 pub mod artifacts;
 pub mod catalog;
 pub mod config;
+pub mod dns;
 pub mod ext4;
 pub mod host;
 pub mod images;

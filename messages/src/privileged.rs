@@ -30,6 +30,15 @@ pub struct Subnet {
     pub prefix: u8,
 }
 
+impl Subnet {
+    /// Whether an address is one of the network's.
+    #[must_use]
+    pub fn contains(self, address: Ipv4Addr) -> bool {
+        let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix.min(32))).unwrap_or(0);
+        u32::from(address) & mask == u32::from(self.gateway) & mask
+    }
+}
+
 /// One tap of an instance: its name is derived, never sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct TapNumber(pub u16);
@@ -75,12 +84,22 @@ pub enum PrivilegedOperation {
     EnsureNat { instance: InstanceId, bridge: InterfaceName, subnet: Subnet },
     /// Removes everything of this instance: taps, bridge, table.
     RemoveInstance { instance: InstanceId },
+    /// Binds port 53 of the bridge's address. Reply: `DnsSockets`.
+    BindDns { instance: InstanceId, bridge: InterfaceName, subnet: Subnet },
+    /// Has the host's own resolver (systemd-resolved) ask the bridge's address for `.vm`, until the helper ends.
+    RouteNames { instance: InstanceId, bridge: InterfaceName, subnet: Subnet },
 }
 
 /// What the helper answers. Append only.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PrivilegedReply {
     Done,
-    Status { build: String, pid: u32, owner_uid: u32 },
+    Status {
+        build: String,
+        pid: u32,
+        owner_uid: u32,
+    },
     Taps(Vec<TapNumber>),
+    /// With two descriptors in its ancillary data: a UDP socket, and a TCP socket that listens.
+    DnsSockets,
 }

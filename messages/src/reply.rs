@@ -176,6 +176,20 @@ pub struct DaemonStatus {
     pub vmm: String,
     /// The helper's version, or why it cannot be reached.
     pub helper: Result<String, String>,
+    pub dns: NamesView,
     /// Resident set size of the daemon, in KiB.
     pub rss_kib: u64,
+}
+
+/// Where `<vm>.vm` is answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamesView {
+    /// How many VMs have a name.
+    pub names: u32,
+    /// The address and port on loopback, for programs of this host; or why there is none.
+    pub loopback: Result<String, String>,
+    /// The address and port on the bridge, for guests; or why there is none.
+    pub bridge: Result<String, String>,
+    /// Whether this host's own resolver sends `.vm` to the bridge; or why not.
+    pub routed: Result<(), String>,
 }

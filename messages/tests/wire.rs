@@ -236,6 +236,7 @@ fn server_samples() -> Vec<Sample> {
         kernels: 6,
         vmm: "emulated".into(),
         helper: Err("absent".into()),
+        dns: NamesView { names: 2, loopback: Ok("127.0.0.1:1".into()), bridge: Err("no".into()), routed: Ok(()) },
         rss_kib: 7,
     };
     let progress =
@@ -289,6 +290,12 @@ fn privileged_samples() -> Vec<Sample> {
         owned("privileged.list_taps", &request(PrivilegedOperation::ListTaps { instance })),
         owned("privileged.ensure_nat", &request(PrivilegedOperation::EnsureNat { instance, bridge: bridge(), subnet })),
         owned("privileged.remove_instance", &request(PrivilegedOperation::RemoveInstance { instance })),
+        owned(
+            "privileged.route_names",
+            &request(PrivilegedOperation::RouteNames { instance, bridge: bridge(), subnet }),
+        ),
+        owned("privileged.bind_dns", &request(PrivilegedOperation::BindDns { instance, bridge: bridge(), subnet })),
+        owned("privileged.reply.dns_sockets", &answer(Ok(PrivilegedReply::DnsSockets))),
         owned("privileged.reply.done", &answer(Ok(PrivilegedReply::Done))),
         owned(
             "privileged.reply.status",

@@ -1,8 +1,9 @@
 //! The actor: carries the plan out, and remembers that it did.
 
 use super::{NetworkSettings, plan};
+use crate::dns::ServeBridge;
 use crate::privileged::Perform;
-use crate::supervise::guard_future;
+use crate::supervise::{Panicked, guard_future};
 use actix::{Actor, AtomicResponse, Context, Handler, Message, Recipient, Supervised};
 use messages::WireError;
 use messages::error::ErrorKind;
@@ -31,6 +32,8 @@ pub struct EnsureNetwork(pub Certainty);
 pub struct Network {
     settings: NetworkSettings,
     helper: Recipient<Perform>,
+    /// Who serves names on the bridge; told as soon as there is one.
+    names: Option<Recipient<ServeBridge>>,
     /// True once the plan was carried out and nobody has missed anything since.
     there: Rc<Cell<bool>>,
 }
@@ -39,7 +42,13 @@ impl Network {
     /// A network that is brought about when it is first needed.
     #[must_use]
     pub fn new(settings: NetworkSettings, helper: Recipient<Perform>) -> Self {
-        Self { settings, helper, there: Rc::new(Cell::new(false)) }
+        Self { settings, helper, names: None, there: Rc::new(Cell::new(false)) }
+    }
+
+    /// Has names served on the bridge, before the first guest is told whom to ask.
+    #[must_use]
+    pub fn with_names(self, names: Recipient<ServeBridge>) -> Self {
+        Self { names: Some(names), ..self }
     }
 }
 
@@ -64,6 +73,7 @@ impl Handler<EnsureNetwork> for Network {
     fn handle(&mut self, EnsureNetwork(certainty): EnsureNetwork, _: &mut Self::Context) -> Self::Result {
         let there = Rc::clone(&self.there);
         let helper = self.helper.clone();
+        let names = self.names.clone();
         let operations = plan(&self.settings);
         guard_future(self, async move {
             if there.get() && certainty == Certainty::Remembered {
@@ -74,6 +84,12 @@ impl Handler<EnsureNetwork> for Network {
                 let sent = helper.send(Perform(operation)).await;
                 sent.map_err(|e| WireError::from_error(ErrorKind::Unavailable, &e))?
                     .map_err(|e| e.context("cannot set the VMs' network up"))?;
+            }
+            // Names are a comfort: a network without them is there all the same.
+            if let Some(names) = names
+                && let Ok(Err(error)) | Err(error) = names.send(ServeBridge).await.map_err(|e| Panicked(e.to_string()))
+            {
+                tracing::warn!(%error, "names are not served on the bridge");
             }
             there.set(true);
             Ok::<_, WireError>(())

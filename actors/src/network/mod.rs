@@ -13,4 +13,4 @@ mod uplink;
 pub use actor::{Certainty, EnsureNetwork, Network};
 pub use plan::plan;
 pub use settings::{NetworkSettings, Place, SettingsError};
-pub use uplink::{HostUplink, Uplink, UplinkSource};
+pub use uplink::{HostUplink, Uplink, UplinkSource, host_resolvers};

@@ -1,7 +1,7 @@
 //! Settings, plan and uplink are pure; the actor is tried with a scripted helper.
 
 use super::uplink::{default_interface, resolvers};
-use super::{Certainty, EnsureNetwork, Network, NetworkSettings, Place, plan};
+use super::{Certainty, EnsureNetwork, Network, NetworkSettings, Place, Uplink, plan};
 use crate::config::Config;
 use crate::privileged::Perform;
 use actix::{Actor, Context, Handler};
@@ -9,7 +9,7 @@ use messages::WireError;
 use messages::error::ErrorKind;
 use messages::ids::InstanceId;
 use messages::privileged::{PrivilegedOperation, PrivilegedReply};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};
 
 const ONE: InstanceId = InstanceId([0xab, 0xcd, 0xef]);
@@ -86,11 +86,23 @@ docker0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
 #[test]
 fn resolvers_that_a_guest_cannot_reach_are_left_out() {
     let text = "# a comment\nsearch lan\nnameserver 127.0.0.53\nnameserver ::1\nnameserver 0.0.0.0\n\
-                nameserver 192.168.1.1 \n nameserver\t10.0.0.1 # second\nnameserver fe80::1%eth0\nnameserver nonsense\n\
+                nameserver 192.168.1.1 \n nameserver\t10.0.0.1 # second\nnameserver fe80::1%eth0\nnameserver nonsense\nnameserver 2001:db8::1\n\
                 nameserver 10.0.0.2\nnameserver 10.0.0.3\noptions edns0";
-    let found: Vec<String> = resolvers(text).iter().map(ToString::to_string).collect();
+    let found: Vec<String> = resolvers(text, IpAddr::is_ipv4).iter().map(ToString::to_string).collect();
     assert_eq!(found, ["192.168.1.1", "10.0.0.1", "10.0.0.2"]);
-    assert!(resolvers("nameserver 127.0.0.53\noptions edns0 trust-ad\n").is_empty());
+    let found: Vec<String> = resolvers(text, |_| true).iter().map(ToString::to_string).collect();
+    assert_eq!(found, ["192.168.1.1", "10.0.0.1", "2001:db8::1"]);
+    assert!(resolvers("nameserver 127.0.0.53\noptions edns0 trust-ad\n", |_| true).is_empty());
+}
+
+#[test]
+fn guests_ask_the_daemon_first_and_the_hosts_resolvers_while_it_is_away() {
+    let hosts: Vec<Ipv4Addr> = (1..=3).map(|last| Ipv4Addr::new(10, 0, 0, last)).collect();
+    let uplink = Uplink { mtu: None, resolvers: hosts.clone(), own_resolver: None };
+    assert_eq!(uplink.for_guests(), hosts);
+    let own = Ipv4Addr::new(172, 16, 0, 1);
+    assert_eq!(Uplink { own_resolver: Some(own), ..uplink }.for_guests(), [own, hosts[0], hosts[1]]);
+    assert_eq!(Uplink { own_resolver: Some(own), ..Uplink::default() }.for_guests(), [own]);
 }
 
 /// Fails as often as it is told, and counts.

@@ -19,6 +19,17 @@ pub struct Uplink {
     /// None where there is no default route.
     pub mtu: Option<u16>,
     pub resolvers: Vec<Ipv4Addr>,
+    /// The daemon's own resolver, where guests can ask it. It forwards to the others.
+    pub own_resolver: Option<Ipv4Addr>,
+}
+
+impl Uplink {
+    /// Whom a guest is told to ask, in this order. Our own first: it alone knows `<vm>.vm`. The others stay behind it for
+    /// the time in which the daemon is being restarted; they are asked only when it is silent.
+    #[must_use]
+    pub fn for_guests(&self) -> Vec<Ipv4Addr> {
+        self.own_resolver.into_iter().chain(self.resolvers.iter().copied()).take(RESOLVERS_MAX).collect()
+    }
 }
 
 /// Where an [`Uplink`] comes from.
@@ -38,9 +49,21 @@ impl UplinkSource for HostUplink {
             let file = Path::new(INTERFACES).join(name).join("mtu");
             std::fs::read_to_string(file).ok()?.trim().parse().ok()
         });
-        let resolvers = RESOLVER_FILES.iter().map(|path| resolvers(&read(path))).find(|found| !found.is_empty());
-        Uplink { mtu, resolvers: resolvers.unwrap_or_default() }
+        // Guests have no IPv6 address to ask from.
+        let resolvers = host_resolvers(IpAddr::is_ipv4).into_iter().filter_map(|address| match address {
+            IpAddr::V4(v4) => Some(v4),
+            IpAddr::V6(_) => None,
+        });
+        Uplink { mtu, resolvers: resolvers.collect(), own_resolver: None }
     }
+}
+
+/// The host's own resolvers that are acceptable, behind any stub on loopback.
+#[must_use]
+pub fn host_resolvers(acceptable: fn(&IpAddr) -> bool) -> Vec<IpAddr> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let found = RESOLVER_FILES.iter().map(|path| resolvers(&read(path), acceptable)).find(|found| !found.is_empty());
+    found.unwrap_or_default()
 }
 
 /// The interface of the default route with the smallest metric.
@@ -60,15 +83,13 @@ pub(super) fn default_interface<'a>(routes: &'a str) -> Option<&'a str> {
         .filter(|name| !name.contains('/') && *name != "..")
 }
 
-/// The IPv4 resolvers of a `resolv.conf` that a guest can reach: a loopback address would be the guest's own.
-pub(super) fn resolvers(text: &str) -> Vec<Ipv4Addr> {
+/// The acceptable resolvers of a `resolv.conf` that others can ask, too: a loopback address would be the asker's own. IPv6
+/// ones with a zone are left out, since the zone means nothing elsewhere.
+pub(super) fn resolvers(text: &str, acceptable: fn(&IpAddr) -> bool) -> Vec<IpAddr> {
     text.lines()
         .filter_map(|line| line.trim().strip_prefix("nameserver"))
         .filter_map(|rest| rest.split_ascii_whitespace().next()?.parse::<IpAddr>().ok())
-        .filter_map(|address| match address {
-            IpAddr::V4(v4) if !v4.is_loopback() && !v4.is_unspecified() => Some(v4),
-            _ => None,
-        })
+        .filter(|address| !address.is_loopback() && !address.is_unspecified() && acceptable(address))
         .take(RESOLVERS_MAX)
         .collect()
 }

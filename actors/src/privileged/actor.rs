@@ -1,13 +1,17 @@
 //! The actor: takes operations, hands them to the driver task, bounds their time.
 
-use super::driver::{Call, drive};
+use super::driver::{Call, Performed, drive};
 use super::error::HelperError;
 use crate::supervise::guard;
 use actix::{Actor, Context, Handler, Message, ResponseFuture, Supervised};
 use futures::FutureExt as _;
+use futures::future::LocalBoxFuture;
 use messages::WireError;
-use messages::privileged::{PrivilegedOperation, PrivilegedReply};
+use messages::error::ErrorKind;
+use messages::ids::{InstanceId, InterfaceName};
+use messages::privileged::{PrivilegedOperation, PrivilegedReply, Subnet};
 use std::future::ready;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -70,10 +74,12 @@ impl Drop for PrivilegedClient {
     }
 }
 
-impl Handler<Perform> for PrivilegedClient {
-    type Result = ResponseFuture<Result<PrivilegedReply, WireError>>;
-
-    fn handle(&mut self, Perform(operation): Perform, ctx: &mut Self::Context) -> Self::Result {
+impl PrivilegedClient {
+    fn perform(
+        &self,
+        operation: PrivilegedOperation,
+        ctx: &mut Context<Self>,
+    ) -> LocalBoxFuture<'static, Result<Performed, WireError>> {
         let calls = guard(ctx, |_| {
             let (calls, _) = self.driver.as_ref().ok_or(&HelperError::Restarting)?;
             Ok::<_, WireError>(calls.clone())
@@ -92,6 +98,51 @@ impl Handler<Perform> for PrivilegedClient {
                 Ok(Some(result)) => result,
                 Ok(None) => Err((&HelperError::Restarting).into()),
                 Err(_) => Err((&HelperError::Silent(CALL_TIME)).into()),
+            }
+        })
+    }
+}
+
+impl Handler<Perform> for PrivilegedClient {
+    type Result = ResponseFuture<Result<PrivilegedReply, WireError>>;
+
+    fn handle(&mut self, Perform(operation): Perform, ctx: &mut Self::Context) -> Self::Result {
+        let performed = self.perform(operation, ctx);
+        Box::pin(async move { performed.await.map(|performed| performed.reply) })
+    }
+}
+
+/// Port 53 of the bridge, bound.
+#[derive(Debug)]
+pub struct DnsSockets {
+    pub udp: OwnedFd,
+    /// Listens.
+    pub tcp: OwnedFd,
+}
+
+/// Has port 53 of the bridge bound.
+#[derive(Clone, Debug, PartialEq, Eq, Message)]
+#[rtype(result = "Result<DnsSockets, WireError>")]
+pub struct PerformBindDns {
+    pub instance: InstanceId,
+    pub bridge: InterfaceName,
+    pub subnet: Subnet,
+}
+
+impl Handler<PerformBindDns> for PrivilegedClient {
+    type Result = ResponseFuture<Result<DnsSockets, WireError>>;
+
+    fn handle(&mut self, message: PerformBindDns, ctx: &mut Self::Context) -> Self::Result {
+        let PerformBindDns { instance, bridge, subnet } = message;
+        let performed = self.perform(PrivilegedOperation::BindDns { instance, bridge, subnet }, ctx);
+        Box::pin(async move {
+            let Performed { reply, descriptors } = performed.await?;
+            match (reply, <[OwnedFd; 2]>::try_from(descriptors)) {
+                (PrivilegedReply::DnsSockets, Ok([udp, tcp])) => Ok(DnsSockets { udp, tcp }),
+                (reply, _) => {
+                    let sentence = format!("the network helper answered `{reply:?}` instead of two sockets");
+                    Err(WireError::new(ErrorKind::Protocol, sentence))
+                }
             }
         })
     }

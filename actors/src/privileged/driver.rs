@@ -1,15 +1,16 @@
 //! The connection's life: connect, greet, send, match answers by number, and all over again when it breaks.
 
 use super::error::HelperError;
+use actors_sys::fd_stream::FdStream;
 use link::frames::{FrameReader, ReadError, send_hello, write_frame};
 use messages::WireError;
 use messages::limits::PRIVILEGED_FRAME_MAX;
 use messages::privileged::{PrivilegedOperation, PrivilegedReply, PrivilegedRequest, PrivilegedResponse};
 use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -25,23 +26,29 @@ const IN_FLIGHT: usize = 32;
 /// How often an operation is sent. One that breaks the helper each time must not be sent for ever.
 const ATTEMPTS: u32 = 4;
 
+/// What was done, with the descriptors that came along.
+#[derive(Debug)]
+pub(super) struct Performed {
+    pub(super) reply: PrivilegedReply,
+    pub(super) descriptors: Vec<OwnedFd>,
+}
+
+type Answer = oneshot::Sender<Result<Performed, WireError>>;
+
 /// An operation that waits for its answer.
 #[derive(Debug)]
 pub(super) struct Call {
     operation: PrivilegedOperation,
-    answer: oneshot::Sender<Result<PrivilegedReply, WireError>>,
+    answer: Answer,
     attempts: u32,
 }
 
 impl Call {
-    pub(super) fn new(
-        operation: PrivilegedOperation,
-        answer: oneshot::Sender<Result<PrivilegedReply, WireError>>,
-    ) -> Self {
+    pub(super) fn new(operation: PrivilegedOperation, answer: Answer) -> Self {
         Self { operation, answer, attempts: 0 }
     }
 
-    fn finish(self, result: Result<PrivilegedReply, WireError>) {
+    fn finish(self, result: Result<Performed, WireError>) {
         if self.answer.send(result).is_err() {
             debug!("whoever asked the network helper has left");
         }
@@ -94,22 +101,21 @@ fn is_fresh(helper: Helper) -> bool {
     matches!(helper, Helper::Away { since } if since.elapsed() < AWAY_TIME)
 }
 
+/// Read and written by one task, never both at once.
 struct Connection {
-    reader: FrameReader<OwnedReadHalf>,
-    write: OwnedWriteHalf,
+    reader: FrameReader<FdStream>,
 }
 
 async fn connect(socket: &Path) -> Result<Connection, HelperError> {
     let greet = async {
         let stream = UnixStream::connect(socket).await.map_err(|e| HelperError::absent(socket, e))?;
-        let (read, mut write) = stream.into_split();
-        let mut reader = FrameReader::new(read, PRIVILEGED_FRAME_MAX);
+        let mut reader = FrameReader::new(FdStream::new(stream), PRIVILEGED_FRAME_MAX);
         let greeted = async {
-            send_hello(&mut write).await?;
+            send_hello(reader.get_mut()).await?;
             reader.hello().await
         };
         match greeted.await {
-            Ok(_) => Ok(Connection { reader, write }),
+            Ok(_) => Ok(Connection { reader }),
             // It died while it greeted: as good as absent, and worth another try.
             Err(ReadError::Io(error)) => Err(HelperError::absent(socket, error)),
             Err(ReadError::NoHello) => Err(HelperError::absent(socket, std::io::ErrorKind::UnexpectedEof.into())),
@@ -149,7 +155,7 @@ async fn converse(
             *numbers += 1;
             let request = PrivilegedRequest { number: *numbers, operation: call.operation.clone() };
             in_flight.insert(*numbers, call);
-            if let Err(error) = write_frame(&mut connection.write, &request, PRIVILEGED_FRAME_MAX).await {
+            if let Err(error) = write_frame(connection.reader.get_mut(), &request, PRIVILEGED_FRAME_MAX).await {
                 warn!(error = %error, "cannot write to the network helper");
                 break;
             }
@@ -157,10 +163,14 @@ async fn converse(
         tokio::select! {
             biased;
             response = connection.reader.message::<PrivilegedResponse>() => match response {
-                Ok(Some(PrivilegedResponse { number, result })) => match in_flight.remove(&number) {
-                    Some(call) => call.finish(result),
-                    None => warn!(number, "the network helper answered what was not asked"),
-                },
+                Ok(Some(PrivilegedResponse { number, result })) => {
+                    // What came along came with this frame: the reader takes no byte of the next one.
+                    let descriptors = std::iter::from_fn(|| connection.reader.get_mut().take_fd()).collect();
+                    match in_flight.remove(&number) {
+                        Some(call) => call.finish(result.map(|reply| Performed { reply, descriptors })),
+                        None => warn!(number, "the network helper answered what was not asked"),
+                    }
+                }
                 Ok(None) => break Over::Broken,
                 Err(error) => {
                     warn!(error = %error, "the connection to the network helper broke");

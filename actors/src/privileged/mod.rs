@@ -15,4 +15,4 @@ mod error;
 #[cfg(test)]
 mod tests;
 
-pub use actor::{Perform, PrivilegedClient};
+pub use actor::{DnsSockets, Perform, PerformBindDns, PrivilegedClient};

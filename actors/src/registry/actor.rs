@@ -2,12 +2,13 @@
 
 use super::admission::{self, DiskFacts, Taken};
 use super::names::Names;
+use crate::dns::FollowVm;
 use crate::host::HostFacts;
 use crate::store::VmRecord;
-use crate::supervise::{Ended, Panicked, Restarts, Ticket, guard, guard_unit};
+use crate::supervise::{Ended, Panicked, Restarts, Ticket, guard, guard_unit, told};
 use crate::vm::{Command, Rename, Vm, VmContext, Watch, view_at_rest};
 use actix::{
-    Actor, ActorFutureExt as _, Addr, AsyncContext as _, Context, Message, ResponseActFuture, Supervised,
+    Actor, ActorFutureExt as _, Addr, AsyncContext as _, Context, Message, Recipient, ResponseActFuture, Supervised,
     WrapFuture as _,
 };
 use messages::error::{ErrorKind, WireError};
@@ -32,6 +33,8 @@ const REBUILD_WINDOW: Duration = Duration::from_secs(60);
 pub struct RegistryContext {
     pub vm: VmContext,
     pub host: HostFacts,
+    /// Who is told of every VM's watch; none in tests.
+    pub names: Option<Recipient<FollowVm>>,
 }
 
 /// A VM and how to talk to it.
@@ -167,14 +170,22 @@ impl Registry {
         })
     }
 
-    fn restore(&mut self, record: VmRecord, ctx: &Context<Self>) -> Handle {
+    fn restore(&mut self, record: VmRecord, ctx: &mut Context<Self>) -> Handle {
         let id = record.id;
         let (vm, watch) = Vm::restore(record, self.context.vm.clone(), Self::ticket(id, ctx));
+        self.make_known(id, &watch, ctx);
         self.vms.insert(id, Entry::Live { vm: vm.clone(), watch: watch.clone() });
         Handle { id, vm, watch, existed: true }
     }
 
-    fn handle_of(&mut self, vm: VmId, ctx: &Context<Self>) -> Result<Handle, WireError> {
+    /// Tells the keeper of names about a VM's watch. Waits for room in its mailbox, apart: a name may come late, never not.
+    fn make_known(&self, vm: VmId, watch: &Watch, ctx: &mut Context<Self>) {
+        if let Some(names) = &self.context.names {
+            ctx.spawn(names.send(FollowVm { vm, watch: watch.clone() }).into_actor(self).map(|sent, _, _| told(sent)));
+        }
+    }
+
+    fn handle_of(&mut self, vm: VmId, ctx: &mut Context<Self>) -> Result<Handle, WireError> {
         match self.vms.get(&vm) {
             Some(Entry::Live { vm: addr, watch }) if addr.connected() => {
                 Ok(Handle { id: vm, vm: addr.clone(), watch: watch.clone(), existed: true })
@@ -244,7 +255,18 @@ impl Actor for Registry {
         for record in restless {
             self.restore(record, ctx);
         }
-        // A panic of the registry's own cut these off.
+        // A panic of the registry's own cut these off, and may have cut off the news of those that live.
+        let living: Vec<(VmId, Watch)> = self
+            .vms
+            .iter()
+            .filter_map(|(id, entry)| match entry {
+                Entry::Live { watch, .. } => Some((*id, watch.clone())),
+                Entry::Rest { .. } | Entry::Rebuilding { .. } => None,
+            })
+            .collect();
+        for (vm, watch) in living {
+            self.make_known(vm, &watch, ctx);
+        }
         let rebuilding: Vec<VmId> =
             self.vms.iter().filter(|(_, entry)| matches!(entry, Entry::Rebuilding { .. })).map(|(id, _)| *id).collect();
         for vm in rebuilding {
@@ -325,6 +347,7 @@ impl actix::Handler<Create> for Registry {
                 ssh_host_key: None,
             };
             let (vm, watch) = Vm::create(record, start, self.context.vm.clone(), Self::ticket(id, ctx));
+            self.make_known(id, &watch, ctx);
             self.vms.insert(id, Entry::Live { vm: vm.clone(), watch: watch.clone() });
             Ok(Handle { id, vm, watch, existed: false })
         })

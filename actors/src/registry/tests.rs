@@ -37,7 +37,7 @@ impl Daemon {
             runtime: tokio::runtime::Handle::current(),
         };
         let records = store.all().await.unwrap();
-        let context = RegistryContext { vm, host: HOST };
+        let context = RegistryContext { vm, host: HOST, names: None };
         let registry = Supervisor::start(move |_| Registry::new(context, records));
         Self { registry, store, world: world.clone() }
     }

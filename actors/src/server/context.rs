@@ -12,7 +12,7 @@ use actix::{Actor, Addr, Handler, Message};
 use futures::future::BoxFuture;
 use messages::WireError;
 use messages::error::ErrorKind;
-use messages::reply::Reply;
+use messages::reply::{NamesView, Reply};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -24,6 +24,8 @@ pub trait DaemonFacts: Send + Sync + 'static {
     fn vmm(&self) -> String;
     /// The helper's version, or why it cannot be reached.
     fn helper(&self) -> BoxFuture<'static, Result<String, String>>;
+    /// Where names are answered.
+    fn dns(&self) -> NamesView;
 }
 
 /// What every connection shares.

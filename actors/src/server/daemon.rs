@@ -25,6 +25,7 @@ pub(super) async fn status(context: &ServerContext) -> Result<Reply, WireError> 
         kernels,
         vmm: context.facts.vmm(),
         helper,
+        dns: context.facts.dns(),
         rss_kib: rss_kib(),
     }))
 }

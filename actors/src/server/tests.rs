@@ -17,7 +17,7 @@ use messages::frame::{GENERATION, Hello, MAGIC};
 use messages::guest::{ExecCommand, ExecSpec, OnDisconnect};
 use messages::ids::{Reference, RequestId};
 use messages::limits::{CONTROL_FRAME_MAX, HELLO_FRAME_MAX};
-use messages::reply::{Progress, Reply, ServerFrame, Stage};
+use messages::reply::{NamesView, Progress, Reply, ServerFrame, Stage};
 use messages::request::{Force, Request, RequestBody};
 use messages::vm::{Lifetime, NetworkMode, Readiness, VmSpec, VmState};
 use std::path::PathBuf;
@@ -70,6 +70,15 @@ impl DaemonFacts for FakeFacts {
     fn helper(&self) -> BoxFuture<'static, Result<String, String>> {
         Box::pin(std::future::ready(Err("not there".to_owned())))
     }
+
+    fn dns(&self) -> NamesView {
+        NamesView {
+            names: 1,
+            loopback: Ok("127.0.0.1:20053".to_owned()),
+            bridge: Err("no bridge".to_owned()),
+            routed: Ok(()),
+        }
+    }
 }
 
 struct Server {
@@ -95,7 +104,7 @@ async fn server() -> Server {
     let host = HostFacts { cpus: 8, memory_mib: 16_000, memory_available_mib: 16_000 };
     let vm =
         VmContext { ports: Arc::new(world.clone()), store: store.clone(), runtime: tokio::runtime::Handle::current() };
-    let registry = Supervisor::start(move |_| Registry::new(RegistryContext { vm, host }, vec![]));
+    let registry = Supervisor::start(move |_| Registry::new(RegistryContext { vm, host, names: None }, vec![]));
     let shutdown = CancellationToken::new();
     let context = ServerContext {
         registry,

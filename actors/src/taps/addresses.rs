@@ -37,7 +37,7 @@ impl TapLease {
             prefix: subnet.prefix,
             gateway: subnet.gateway,
             mtu: uplink.mtu,
-            resolvers: uplink.resolvers,
+            resolvers: uplink.for_guests(),
         }
     }
 }

@@ -25,6 +25,7 @@ use crate::vmm::choose::{Candidates, ChooseError, VmmChoice, VmmKind, choose};
 use actix::Supervisor;
 use futures::future::BoxFuture;
 use messages::error::{ErrorKind, WireError};
+use messages::reply::NamesView;
 use ports::HostPorts;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -95,6 +96,10 @@ impl DaemonFacts for Facts {
     fn helper(&self) -> BoxFuture<'static, Result<String, String>> {
         self.taps.helper()
     }
+
+    fn dns(&self) -> NamesView {
+        self.taps.dns()
+    }
 }
 
 /// Starts the actors of images and kernels. They sweep their directories first, which blocks.
@@ -158,7 +163,7 @@ pub async fn start(
         let name = record.name.to_string();
         library.note_user(record.id, name, record.image.clone(), record.kernel.clone()).await;
     }
-    let taps = PoolTaps::start(&paths, &loaded, &records)?;
+    let taps = PoolTaps::start(&paths, &loaded, &records, runtime.clone())?;
     let ports = Arc::new(HostPorts {
         paths: Arc::clone(&paths),
         vmm: vmm.binary.clone(),
@@ -167,7 +172,7 @@ pub async fn start(
         ssh_key: KeyPlace::new(&config, &paths),
     });
     let vm = VmContext { ports: ports.clone(), store: store.clone(), runtime };
-    let context = RegistryContext { vm, host };
+    let context = RegistryContext { vm, host, names: Some(taps.names()) };
     let registry = Supervisor::start(move |_| Registry::new(context, records));
 
     Ok(ServerContext {

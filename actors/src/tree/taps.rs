@@ -3,42 +3,85 @@
 use super::TreeError;
 use super::sources::TapSource;
 use crate::config::Loaded;
-use crate::network::{HostUplink, Network, NetworkSettings, Place};
+use crate::dns::{DnsSettings, DnsStatus, FollowVm, HostUpstreams, ZoneKeeper};
+use crate::network::{HostUplink, Network, NetworkSettings, Place, Uplink, UplinkSource};
 use crate::paths::Paths;
 use crate::privileged::{Perform, PrivilegedClient};
 use crate::store::{Phase, VmRecord};
 use crate::taps::{Lease, PoolSettings, Return, TapPool};
 use crate::vm::ports::TapGrant;
-use actix::{Addr, Supervisor};
+use actix::{Addr, Recipient, Supervisor};
 use futures::future::BoxFuture;
 use messages::error::{ErrorKind, WireError};
 use messages::ids::VmId;
 use messages::privileged::{PrivilegedOperation, PrivilegedReply, TapNumber};
+use messages::reply::NamesView;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 /// The actors of the network.
 #[derive(Clone, Debug)]
 pub(super) struct PoolTaps {
     helper: Addr<PrivilegedClient>,
     pool: Addr<TapPool>,
+    names: Addr<ZoneKeeper>,
+    dns: watch::Receiver<DnsStatus>,
+}
+
+/// The host's uplink, and the daemon's own resolver once it serves guests.
+struct GuestUplink(watch::Receiver<DnsStatus>);
+
+impl UplinkSource for GuestUplink {
+    fn read(&self) -> Uplink {
+        Uplink { own_resolver: self.0.borrow().guests_resolver(), ..HostUplink.read() }
+    }
 }
 
 impl PoolTaps {
-    /// Starts helper client, network and pool. The helper need not be there: whoever wants a tap is told.
-    pub(super) fn start(paths: &Paths, loaded: &Loaded, records: &[VmRecord]) -> Result<Self, TreeError> {
+    /// Starts helper client, names, network and pool. The helper need not be there: whoever wants a tap is told.
+    pub(super) fn start(
+        paths: &Paths,
+        loaded: &Loaded,
+        records: &[VmRecord],
+        runtime: Handle,
+    ) -> Result<Self, TreeError> {
         let network = NetworkSettings::new(loaded, paths.instance(), place(paths)).map_err(TreeError::Network)?;
         let socket = paths.root_socket.clone();
         let helper = Supervisor::start(move |_| PrivilegedClient::new(socket));
+        let upstreams =
+            Box::new(HostUpstreams { default_dns: network.default_dns.clone(), own: network.subnet.gateway });
+        let (keeper, dns) = ZoneKeeper::new(DnsSettings {
+            instance: network.instance,
+            bridge: network.bridge.clone(),
+            subnet: network.subnet,
+            runtime,
+            helper: helper.clone().recipient(),
+            router: helper.clone().recipient(),
+            upstreams,
+        });
+        let names = Supervisor::start(move |_| keeper);
         let (settings, asked) = (network.clone(), helper.clone().recipient::<Perform>());
-        let keeper = Supervisor::start(move |_| Network::new(settings, asked));
+        let served = names.clone().recipient();
+        let keeper = Supervisor::start(move |_| Network::new(settings, asked).with_names(served));
         let settings = PoolSettings {
             network,
             size: usize::from(loaded.config.tap_pool_size),
-            uplink: Box::new(HostUplink),
+            uplink: Box::new(GuestUplink(dns.clone())),
             leases: leases(records),
         };
         let (asked, keeper) = (helper.clone().recipient(), keeper.recipient());
         let pool = Supervisor::start(move |_| TapPool::new(settings, asked, keeper));
-        Ok(Self { helper, pool })
+        Ok(Self { helper, pool, names, dns })
+    }
+
+    /// Who is told of every VM's watch.
+    pub(super) fn names(&self) -> Recipient<FollowVm> {
+        self.names.clone().recipient()
+    }
+
+    /// Where names are answered.
+    pub(super) fn dns(&self) -> NamesView {
+        self.dns.borrow().view()
     }
 
     /// The helper's version, or why it cannot be reached.

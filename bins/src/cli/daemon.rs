@@ -6,7 +6,7 @@ use super::failure::{Failure, Outcome};
 use super::{autostart, helper, human, json, logs, table};
 use actors::paths::Paths;
 use messages::error::ErrorKind;
-use messages::reply::{DaemonStatus, Reply};
+use messages::reply::{DaemonStatus, NamesView, Reply};
 use messages::request::RequestBody;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -73,9 +73,27 @@ fn show(client: &Client, status: &DaemonStatus) -> Result<(), Failure> {
         ("kernels", status.kernels.to_string()),
         ("vmm", status.vmm.clone()),
         ("helper", helper),
+        ("names", names(&status.dns)),
         ("memory", human::size(status.rss_kib.saturating_mul(1024))),
     ];
     client.output.data(&table::pairs(&rows))
+}
+
+/// Where `<vm>.vm` is answered, in one line.
+fn names(dns: &NamesView) -> String {
+    let host = match &dns.loopback {
+        Ok(address) => format!("at {address} for this host"),
+        Err(why) => format!("not for this host ({why})"),
+    };
+    let guests = match &dns.bridge {
+        Ok(address) => format!("at {address} for guests"),
+        Err(why) => format!("not for guests ({why})"),
+    };
+    let routed = match &dns.routed {
+        Ok(()) => "systemd-resolved sends .vm here".to_owned(),
+        Err(why) => why.clone(),
+    };
+    format!("{} under .vm, answered {host}, {guests}; {routed}", dns.names)
 }
 
 async fn start(client: &Client, args: DaemonStartArgs) -> Outcome {

@@ -157,8 +157,24 @@ pub(super) fn daemon(status: &DaemonStatus) -> Value {
             Ok(version) => json!({ "reachable": true, "version": version }),
             Err(reason) => json!({ "reachable": false, "reason": reason }),
         },
+        "dns": {
+            "names": status.dns.names,
+            "loopback": listener(&status.dns.loopback),
+            "bridge": listener(&status.dns.bridge),
+            "routed": match &status.dns.routed {
+                Ok(()) => json!({ "by_resolved": true }),
+                Err(reason) => json!({ "by_resolved": false, "reason": reason }),
+            },
+        },
         "rss_kib": status.rss_kib,
     })
+}
+
+fn listener(at: &Result<String, String>) -> Value {
+    match at {
+        Ok(address) => json!({ "listens": true, "address": address }),
+        Err(reason) => json!({ "listens": false, "reason": reason }),
+    }
 }
 
 /// An array of them.

@@ -71,11 +71,17 @@ impl<'a> MakeWriter<'a> for BoundedLog {
     }
 }
 
+/// The DNS library tells of each question, in part even as warnings: guests could fill the log with them. What matters of
+/// names is logged by their keeper. Put first, so that a `log_level` that names the library has the last word.
+fn filter(level: &str) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
+    EnvFilter::try_new(format!("hickory_server=off,hickory_net=off,hickory_proto=off,{level}"))
+}
+
 /// Sends tracing to the log.
 pub(super) fn start(path: &Path, level: &str) -> Result<(), WireError> {
     let log = BoundedLog::open(path, LOG_MAX)
         .map_err(|error| host_error(format!("the log `{}` cannot be written", path.display()), &error))?;
-    let filter = EnvFilter::try_new(level)
+    let filter = filter(level)
         .map_err(|error| WireError::from_error(ErrorKind::Usage, &error).context(format!("log_level `{level}`")))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -7,6 +7,7 @@ use messages::ids::InterfaceName;
 use std::future::Future;
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 
 /// A system call, or a request to the kernel, that failed.
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +116,12 @@ pub(super) trait Host: Send + 'static {
         address: Ipv4Addr,
         prefix: u8,
     ) -> impl Future<Output = HostResult<()>> + Send;
+    /// Binds port 53 of an address: a UDP socket, and a TCP socket that listens.
+    fn bind_dns(&mut self, address: Ipv4Addr) -> impl Future<Output = HostResult<(OwnedFd, OwnedFd)>> + Send;
+    /// Has the host's own resolver ask an address for `.vm`, by way of a bridge. An error is a sentence.
+    fn route_names(&mut self, link: &Link, address: Ipv4Addr) -> impl Future<Output = Result<(), String>> + Send;
+    /// Takes that back; nothing to take back is fine.
+    fn revert_names(&mut self, link: &Link) -> impl Future<Output = Result<(), String>> + Send;
     /// Switches IPv4 forwarding on.
     fn enable_forwarding(&mut self) -> impl Future<Output = HostResult<()>> + Send;
     /// Puts the table in the place of any of the same name, all at once.

@@ -14,6 +14,7 @@ mod kernel;
 mod nft;
 mod ops;
 mod peer;
+mod resolved;
 mod run;
 mod serve;
 mod socket;

@@ -10,7 +10,9 @@ use messages::error::{ErrorKind, WireError};
 use messages::frame::build_id;
 use messages::ids::InterfaceName;
 use messages::privileged::{PrivilegedOperation, PrivilegedReply, TapNumber};
+use std::io;
 use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 
 /// Routes shorter than this are ways to everywhere, not networks: the default route, or a VPN's two halves of it.
 const NETWORK_PREFIX_MIN: u8 = 4;
@@ -28,6 +30,12 @@ pub enum OperationError {
     NoBridge(InterfaceName),
     #[error("the subnet {network}/{prefix} overlaps the host's route to {route}/{route_prefix}")]
     Overlap { network: Ipv4Addr, prefix: u8, route: Ipv4Addr, route_prefix: u8 },
+    #[error("the bridge `{0}` does not have the address {1}")]
+    NoAddress(InterfaceName, Ipv4Addr),
+    #[error("the host's resolver does not send .vm here: {0}")]
+    Names(String),
+    #[error("port 53 of {0} is taken by another program")]
+    PortTaken(Ipv4Addr),
     #[error(transparent)]
     Host(#[from] HostError),
 }
@@ -39,15 +47,32 @@ impl From<OperationError> for WireError {
             OperationError::Foreign(_) => Self::from_error(ErrorKind::Conflict, &error)
                 .hint("set another `bridge_name` in the config, or remove that interface"),
             OperationError::OtherOwner(..) => Self::from_error(ErrorKind::Conflict, &error),
-            OperationError::NoBridge(_) => Self::from_error(ErrorKind::NotFound, &error),
+            OperationError::NoBridge(_) | OperationError::NoAddress(..) => {
+                Self::from_error(ErrorKind::NotFound, &error)
+            }
+            OperationError::PortTaken(_) => Self::from_error(ErrorKind::Conflict, &error)
+                .hint("`sudo ss -lnp 'sport = :53'` names it; it must not listen on all addresses"),
             OperationError::Overlap { .. } => Self::from_error(ErrorKind::Conflict, &error)
                 .hint("set `cidr` (and `bridge_ip`) in the config to a private network that this host does not use"),
-            OperationError::Host(_) => Self::from_error(ErrorKind::Host, &error),
+            OperationError::Host(_) | OperationError::Names(_) => Self::from_error(ErrorKind::Host, &error),
         }
     }
 }
 
-type Outcome = Result<PrivilegedReply, OperationError>;
+/// What was done, and what goes along with the answer.
+#[derive(Debug)]
+pub(super) struct Performed {
+    pub(super) reply: PrivilegedReply,
+    pub(super) descriptors: Vec<OwnedFd>,
+}
+
+impl From<PrivilegedReply> for Performed {
+    fn from(reply: PrivilegedReply) -> Self {
+        Self { reply, descriptors: Vec::new() }
+    }
+}
+
+type Outcome = Result<Performed, OperationError>;
 
 /// The executor: a host, and whose taps it makes.
 #[derive(Debug)]
@@ -74,7 +99,7 @@ impl<H: Host> Operations<H> {
                     pid: std::process::id(),
                     owner_uid: self.owner_uid,
                 };
-                return Ok(status);
+                return Ok(status.into());
             }
             CheckedOperation::ListTaps { instance } => return self.list_taps(instance).await,
             CheckedOperation::EnsureBridge { instance, bridge, subnet } => {
@@ -88,8 +113,40 @@ impl<H: Host> Operations<H> {
                 self.ensure_nat(instance, &bridge, subnet).await?;
             }
             CheckedOperation::RemoveInstance { instance } => self.remove_instance(instance).await?,
+            CheckedOperation::RouteNames { instance, bridge, subnet } => {
+                let link = self.addressed_bridge(instance, &bridge, subnet).await?;
+                self.host.route_names(&link, subnet.gateway()).await.map_err(OperationError::Names)?;
+            }
+            CheckedOperation::BindDns { instance, bridge, subnet } => {
+                return self.bind_dns(instance, &bridge, subnet).await;
+            }
         }
-        Ok(PrivilegedReply::Done)
+        Ok(PrivilegedReply::Done.into())
+    }
+
+    /// The bridge, if the address is its own: else the asker could become the resolver of one of the host's networks.
+    async fn addressed_bridge(
+        &mut self,
+        instance: Instance,
+        bridge: &BridgeName,
+        subnet: CheckedSubnet,
+    ) -> Result<Link, OperationError> {
+        let link = self.required_bridge(instance, bridge).await?;
+        let wanted = (subnet.gateway(), subnet.prefix());
+        if self.host.addresses(link.index).await?.contains(&wanted) {
+            return Ok(link);
+        }
+        Err(OperationError::NoAddress(bridge.interface().clone(), subnet.gateway()))
+    }
+
+    async fn bind_dns(&mut self, instance: Instance, bridge: &BridgeName, subnet: CheckedSubnet) -> Outcome {
+        self.addressed_bridge(instance, bridge, subnet).await?;
+        let address = subnet.gateway();
+        match self.host.bind_dns(address).await {
+            Ok((udp, tcp)) => Ok(Performed { reply: PrivilegedReply::DnsSockets, descriptors: vec![udp, tcp] }),
+            Err(error) if error.source.kind() == io::ErrorKind::AddrInUse => Err(OperationError::PortTaken(address)),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn ensure_bridge(
@@ -221,7 +278,7 @@ impl<H: Host> Operations<H> {
             .filter_map(|l| instance.tap_number(&l.name))
             .collect();
         taps.sort_unstable();
-        Ok(PrivilegedReply::Taps(taps))
+        Ok(PrivilegedReply::Taps(taps).into())
     }
 
     async fn ensure_nat(
@@ -246,6 +303,10 @@ impl<H: Host> Operations<H> {
             self.host.delete_link(tap).await?;
         }
         for bridge in links.iter().filter(|link| is_own_bridge(instance, link)) {
+            // The host's resolver forgets a link that is gone, too: this is for the moment before.
+            if let Err(error) = self.host.revert_names(bridge).await {
+                tracing::debug!(error, "names of the bridge were not taken back");
+            }
             self.host.delete_link(bridge).await?;
         }
         self.host.remove_table(&instance.table()).await?;

@@ -2,6 +2,7 @@
 
 use super::confine::{ConfineError, confine};
 use super::kernel::Kernel;
+use super::resolved::{NamesKeeper, keep_names};
 use super::serve::serve;
 use super::socket::{Bound, SocketError, bind};
 use super::{background, sys};
@@ -35,6 +36,9 @@ pub struct Args {
     /// Leave the session of whoever started this; set by the start in the background
     #[arg(long, hide = true)]
     pub detached: bool,
+    /// Be the names keeper of the helper at the other end of stdin; set by the helper
+    #[arg(long, hide = true)]
+    pub keep_names: bool,
 }
 
 /// Why the helper did not start or did not stay.
@@ -66,6 +70,9 @@ pub fn main() -> ExitCode {
         .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
         .with_env_filter(tracing_subscriber::EnvFilter::from_env("BANGER_LOG"))
         .init();
+    if args.keep_names && closed.is_ok() {
+        return keep_names();
+    }
     match closed.map_err(|e| RunError::Io("close inherited files", e)).and_then(|()| run(&args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -91,15 +98,17 @@ fn run(args: &Args) -> Result<(), RunError> {
     }
     // Needs root's rights to make the socket's directory; everything after runs without them.
     let socket = bind(&args.socket, owner_uid)?;
+    // Has to be started while this is root: only root may ask for what it asks for.
+    let names = NamesKeeper::start();
     confine()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|e| RunError::Io("start the runtime", e))?.block_on(serve_until_told(socket, owner_uid))
+    runtime.map_err(|e| RunError::Io("start the runtime", e))?.block_on(serve_until_told(socket, names, owner_uid))
 }
 
-async fn serve_until_told(socket: Bound, owner_uid: u32) -> Result<(), RunError> {
+async fn serve_until_told(socket: Bound, names: NamesKeeper, owner_uid: u32) -> Result<(), RunError> {
     let Bound { listener, lock } = socket;
     let listener = tokio::net::UnixListener::from_std(listener).map_err(|e| RunError::Io("listen", e))?;
-    let kernel = Kernel::open().map_err(|e| RunError::Io("open the routing socket", e))?;
+    let kernel = Kernel::open(names).map_err(|e| RunError::Io("open the routing socket", e))?;
     let handler = |kind| signal(kind).map_err(|e| RunError::Io("handle signals", e));
     let (mut terminate, mut interrupt) = (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
     info!(owner_uid, build = messages::frame::build_id(), "serving");

@@ -8,15 +8,15 @@
 //! A connection that breaks the protocol, or stalls, ends itself and nothing else.
 
 use super::host::Host;
-use super::ops::Operations;
+use super::ops::{Operations, Performed};
 use super::peer::{Admission, admit, refusal};
+use actors_sys::fd_stream::FdStream;
 use link::frames::{FrameReader, ReadError, send_hello, write_frame};
 use messages::error::WireError;
 use messages::limits::PRIVILEGED_FRAME_MAX;
-use messages::privileged::{PrivilegedOperation, PrivilegedReply, PrivilegedRequest, PrivilegedResponse};
+use messages::privileged::{PrivilegedOperation, PrivilegedRequest, PrivilegedResponse};
 use std::future::Future;
 use std::time::Duration;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -33,7 +33,7 @@ const WORK_QUEUE: usize = 64;
 
 struct Work {
     operation: PrivilegedOperation,
-    answer: oneshot::Sender<Result<PrivilegedReply, WireError>>,
+    answer: oneshot::Sender<Result<Performed, WireError>>,
 }
 
 /// Serves until `stop` resolves; the operation that is running then is finished first.
@@ -89,12 +89,11 @@ async fn connection(stream: UnixStream, work: mpsc::Sender<Work>, owner_uid: u32
         Ok(peer) => peer.uid(),
         Err(error) => return warn!(%error, "the kernel does not say who connected"),
     };
-    let (read, write) = stream.into_split();
     let admission = admit(peer_uid, owner_uid);
     if admission == Admission::Refused {
         warn!(peer_uid, "refused a peer that is not the owner");
     }
-    let mut connection = Connection { reader: FrameReader::new(read, PRIVILEGED_FRAME_MAX), write };
+    let mut connection = Connection(FrameReader::new(FdStream::new(stream), PRIVILEGED_FRAME_MAX));
     let ended = match admission {
         Admission::Admitted => connection.converse(&work).await,
         Admission::Refused => connection.refuse(&refusal(peer_uid, owner_uid)).await,
@@ -115,15 +114,13 @@ enum Ended {
     NoWorker,
 }
 
-struct Connection {
-    reader: FrameReader<OwnedReadHalf>,
-    write: OwnedWriteHalf,
-}
+/// Nobody sends descriptors to the helper: those that come all the same are bounded by the stream, and closed with it.
+struct Connection(FrameReader<FdStream>);
 
 impl Connection {
     async fn converse(&mut self, work: &mpsc::Sender<Work>) -> Result<(), Ended> {
         self.hello().await?;
-        while let Some(request) = self.reader.message::<PrivilegedRequest>().await? {
+        while let Some(request) = self.0.message::<PrivilegedRequest>().await? {
             let (answer, answered) = oneshot::channel();
             work.send(Work { operation: request.operation, answer }).await.map_err(|_| Ended::NoWorker)?;
             let result = answered.await.map_err(|_| Ended::NoWorker)?;
@@ -135,7 +132,7 @@ impl Connection {
     /// Answers the first request with the refusal, so that the peer learns why, and closes.
     async fn refuse(&mut self, refusal: &WireError) -> Result<(), Ended> {
         self.hello().await?;
-        let request = tokio::time::timeout(HELLO_TIME, self.reader.message::<PrivilegedRequest>());
+        let request = tokio::time::timeout(HELLO_TIME, self.0.message::<PrivilegedRequest>());
         match request.await.map_err(|_| Ended::Slow("ask"))?? {
             Some(request) => self.answer(request.number, Err(refusal.clone())).await,
             None => Ok(()),
@@ -145,15 +142,22 @@ impl Connection {
     /// Ours first: a peer of another generation can then say which two versions met.
     async fn hello(&mut self) -> Result<(), Ended> {
         let exchange = async {
-            send_hello(&mut self.write).await?;
-            self.reader.hello().await.map(|_| ())
+            send_hello(self.0.get_mut()).await?;
+            self.0.hello().await.map(|_| ())
         };
         Ok(tokio::time::timeout(HELLO_TIME, exchange).await.map_err(|_| Ended::Slow("say hello"))??)
     }
 
-    async fn answer(&mut self, number: u64, result: Result<PrivilegedReply, WireError>) -> Result<(), Ended> {
+    async fn answer(&mut self, number: u64, result: Result<Performed, WireError>) -> Result<(), Ended> {
+        let result = match result {
+            Ok(Performed { reply, descriptors }) => {
+                descriptors.into_iter().try_for_each(|fd| self.0.get_mut().queue_fd(fd)).map_err(ReadError::Io)?;
+                Ok(reply)
+            }
+            Err(error) => Err(error),
+        };
         let response = PrivilegedResponse { number, result };
-        let write = write_frame(&mut self.write, &response, PRIVILEGED_FRAME_MAX);
+        let write = write_frame(self.0.get_mut(), &response, PRIVILEGED_FRAME_MAX);
         Ok(tokio::time::timeout(WRITE_TIME, write).await.map_err(|_| Ended::Slow("read its answer"))??)
     }
 }

@@ -185,6 +185,8 @@ pub(super) enum CheckedOperation {
     ListTaps { instance: Instance },
     EnsureNat { instance: Instance, bridge: BridgeName, subnet: CheckedSubnet },
     RemoveInstance { instance: Instance },
+    BindDns { instance: Instance, bridge: BridgeName, subnet: CheckedSubnet },
+    RouteNames { instance: Instance, bridge: BridgeName, subnet: CheckedSubnet },
 }
 
 /// Checks every field.
@@ -216,6 +218,16 @@ pub(super) fn check(operation: &PrivilegedOperation) -> Result<CheckedOperation,
             subnet: CheckedSubnet::check(*subnet)?,
         },
         Op::RemoveInstance { instance } => CheckedOperation::RemoveInstance { instance: Instance(*instance) },
+        Op::RouteNames { instance, bridge, subnet } => CheckedOperation::RouteNames {
+            instance: Instance(*instance),
+            bridge: BridgeName::check(*instance, bridge)?,
+            subnet: CheckedSubnet::check(*subnet)?,
+        },
+        Op::BindDns { instance, bridge, subnet } => CheckedOperation::BindDns {
+            instance: Instance(*instance),
+            bridge: BridgeName::check(*instance, bridge)?,
+            subnet: CheckedSubnet::check(*subnet)?,
+        },
     })
 }
 

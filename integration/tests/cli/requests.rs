@@ -6,7 +6,7 @@ use integration::{TestEnvironment, until};
 use messages::error::{ErrorKind, WireError};
 use messages::ids::InstanceId;
 use messages::image::{CatalogEntry, ImageConfig, ImageView, KernelView};
-use messages::reply::{DaemonStatus, Progress, Reply, Stage, VmChange, VmOutcome};
+use messages::reply::{DaemonStatus, NamesView, Progress, Reply, Stage, VmChange, VmOutcome};
 use messages::request::{Request, RequestBody};
 use messages::vm::{NetworkMode, Readiness, VmState};
 use nix::sys::signal::{Signal, kill};
@@ -98,6 +98,12 @@ fn json_shapes_are_stable() {
             kernels: 4,
             vmm: "emulated".into(),
             helper: Err("not running".into()),
+            dns: NamesView {
+                names: 1,
+                loopback: Ok("127.0.0.1:20053".into()),
+                bridge: Err("port 53 of 172.16.0.1 is taken by another program".into()),
+                routed: Err("systemd-resolved does not run on this host".into()),
+            },
             rss_kib: 6,
         }),
         other => panic!("{other:?}"),

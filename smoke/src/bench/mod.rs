@@ -10,6 +10,7 @@ mod exec;
 mod figures;
 mod footprint;
 mod list;
+mod names;
 mod stdin;
 
 use crate::artifacts;
@@ -47,13 +48,14 @@ pub(crate) struct Options {
 type Measurement = fn(&Case<'_>) -> Result<Vec<Figure>, Stop>;
 
 /// Each measurement makes figures and leaves no VM. Footprint comes first: it wants a daemon that has done nothing yet.
-const ALL: [(&str, Measurement); 6] = [
+const ALL: [(&str, Measurement); 7] = [
     ("footprint", footprint::measure),
     ("create", create::measure),
     ("list", list::measure),
     ("boot", boot::measure),
     ("exec", exec::measure),
     ("stdin", stdin::measure),
+    ("names", names::measure),
 ];
 
 /// Measures, prints and writes. Exits with 0 whatever the figures say, with 1 where one could not be had.

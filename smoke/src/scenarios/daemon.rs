@@ -29,6 +29,11 @@ pub(super) fn killed(case: &Case<'_>) -> Outcome {
     })?;
     let after = case.boot_id(&vm)?;
     check(after == boot, || format!("boot {boot} became {after}"))?;
+    // Its successor answers names again, for guests too.
+    let named = case.guest(&vm, &format!("getent hosts {vm}.vm."))?;
+    check(before["address"].as_str().is_some_and(|address| named.starts_with(address)), || {
+        format!("{vm}.vm is `{named}` after the daemon's death")
+    })?;
     let shown = case.show(&vm)?;
     for field in ["id", "vmm_pid", "address", "state"] {
         check(shown[field] == before[field], || format!("{field} was {}, is {}", before[field], shown[field]))?;

@@ -5,6 +5,7 @@ mod daemon;
 mod docker;
 mod faults;
 mod lifecycle;
+pub(crate) mod names;
 mod network;
 mod remove;
 mod run;
@@ -37,6 +38,7 @@ pub(crate) const ALL: &[(&str, Code)] = &[
     ("vmm-killed", faults::vmm_killed),
     ("agent-killed", faults::agent_killed),
     ("net-nat", network::nat),
+    ("dns", names::dns),
     ("no-helper", network::no_helper),
     ("ssh", ssh::ssh),
     ("daemon-killed", daemon::killed),

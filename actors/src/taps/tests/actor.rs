@@ -73,7 +73,7 @@ struct FixedUplink;
 
 impl UplinkSource for FixedUplink {
     fn read(&self) -> Uplink {
-        Uplink { mtu: Some(1400), resolvers: vec![Ipv4Addr::new(192, 168, 1, 1)] }
+        Uplink { mtu: Some(1400), resolvers: vec![Ipv4Addr::new(192, 168, 1, 1)], own_resolver: None }
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod builds;
 mod machine;
+mod names;
 mod network;
 
 use super::failure::{Failure, Outcome};
@@ -60,6 +61,7 @@ pub(super) fn run(output: Output) -> Outcome {
     let mut checks = machine::checks(&paths);
     checks.extend(builds::checks());
     checks.extend(network::checks(&paths));
+    checks.extend(names::checks(&paths, output));
     if output.json {
         output.value(&Value::Array(checks.iter().map(value).collect()))?;
     } else {

@@ -3,23 +3,35 @@
 mod links;
 mod netfilter;
 
+use super::confine;
 use super::host::{Host, HostError, HostResult, Link, LinkChange, Route};
 use super::nft::Table;
+use super::resolved::NamesKeeper;
 use super::sys;
 use messages::ids::InterfaceName;
 use std::fs::OpenOptions;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
 
 /// The only file that the helper writes. Constant on purpose: no path crosses the socket.
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 /// The driver that makes taps.
 const TUN: &str = "/dev/net/tun";
 
+/// Where guests ask for names.
+const DNS_PORT: u16 = 53;
+
+/// Both leave the helper at once: it neither reads from them nor keeps them.
+fn sockets(at: SocketAddr) -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok((UdpSocket::bind(at)?.into(), TcpListener::bind(at)?.into()))
+}
+
 /// This host's kernel.
 #[derive(Debug)]
 pub(super) struct Kernel {
     netlink: rtnetlink::Handle,
+    names: NamesKeeper,
 }
 
 impl Kernel {
@@ -27,10 +39,10 @@ impl Kernel {
     ///
     /// # Errors
     /// The kernel has no routing sockets, or no tokio runtime is running.
-    pub(super) fn open() -> io::Result<Self> {
+    pub(super) fn open(names: NamesKeeper) -> io::Result<Self> {
         let (connection, netlink, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
-        Ok(Self { netlink })
+        Ok(Self { netlink, names })
     }
 }
 
@@ -79,6 +91,19 @@ impl Host for Kernel {
 
     async fn remove_address(&mut self, link: &Link, address: Ipv4Addr, prefix: u8) -> HostResult<()> {
         links::remove_address(&self.netlink, link, address, prefix).await
+    }
+
+    async fn bind_dns(&mut self, address: Ipv4Addr) -> HostResult<(OwnedFd, OwnedFd)> {
+        let at = SocketAddr::from((address, DNS_PORT));
+        confine::with_low_ports(|| sockets(at)).map_err(|e| HostError::new("bind", at, e))
+    }
+
+    async fn route_names(&mut self, link: &Link, address: Ipv4Addr) -> Result<(), String> {
+        self.names.route(link.index, address).await
+    }
+
+    async fn revert_names(&mut self, link: &Link) -> Result<(), String> {
+        self.names.revert(link.index).await
     }
 
     async fn enable_forwarding(&mut self) -> HostResult<()> {

@@ -5,11 +5,11 @@ use super::server::{Helper, own_uid};
 use actix::{Actor, Supervisor};
 use actors::config::Config;
 use actors::network::{Network, NetworkSettings, Place, Uplink, UplinkSource};
-use actors::privileged::{Perform, PrivilegedClient};
+use actors::privileged::{DnsSockets, Perform, PerformBindDns, PrivilegedClient};
 use actors::taps::{Lease, PoolSettings, TapPool};
 use messages::ErrorKind;
 use messages::ids::{InstanceId, VmId};
-use messages::privileged::{PrivilegedOperation, PrivilegedReply};
+use messages::privileged::{PrivilegedOperation, PrivilegedReply, Subnet, default_bridge_name};
 use std::net::Ipv4Addr;
 
 const ONE: InstanceId = InstanceId([0xab, 0xcd, 0xef]);
@@ -18,7 +18,7 @@ struct Fixed;
 
 impl UplinkSource for Fixed {
     fn read(&self) -> Uplink {
-        Uplink { mtu: Some(1400), resolvers: Vec::new() }
+        Uplink { mtu: Some(1400), ..Uplink::default() }
     }
 }
 
@@ -68,5 +68,35 @@ fn status_names_the_owner() {
         let client = PrivilegedClient::new(helper.path.clone()).start();
         let status = client.send(Perform(PrivilegedOperation::Status)).await.unwrap();
         assert!(matches!(status, Ok(PrivilegedReply::Status { owner_uid, .. }) if owner_uid == own_uid()));
+    });
+}
+
+#[test]
+fn the_sockets_of_port_53_arrive_with_their_answer() {
+    actix::System::new().block_on(async {
+        let host = Double::default();
+        let helper = Helper::start(&host, own_uid());
+        let client = PrivilegedClient::new(helper.path.clone()).start();
+        let (bridge, subnet) = (default_bridge_name(ONE), Subnet { gateway: Ipv4Addr::new(172, 16, 0, 1), prefix: 24 });
+        let bind = PerformBindDns { instance: ONE, bridge: bridge.clone(), subnet };
+        let missing = client.send(bind.clone()).await.unwrap().unwrap_err();
+        assert_eq!(missing.kind, ErrorKind::NotFound, "{missing}");
+        let made = PrivilegedOperation::EnsureBridge { instance: ONE, bridge, subnet };
+        client.send(Perform(made)).await.unwrap().unwrap();
+        // Others at the same time get what is theirs.
+        let status = || client.send(Perform(PrivilegedOperation::Status));
+        let (before, sockets, after) = tokio::join!(status(), client.send(bind.clone()), status());
+        assert!(before.unwrap().is_ok() && after.unwrap().is_ok());
+        let DnsSockets { udp, tcp } = sockets.unwrap().unwrap();
+        let (udp, tcp) = (std::net::UdpSocket::from(udp), std::net::TcpListener::from(tcp));
+        assert!(udp.local_addr().unwrap().ip().is_loopback());
+        std::net::TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
+
+        host.with(|s| s.port_taken = true);
+        let taken = client.send(bind).await.unwrap().unwrap_err();
+        assert_eq!(
+            (taken.kind, taken.to_string().as_str()),
+            (ErrorKind::Conflict, "port 53 of 172.16.0.1 is taken by another program")
+        );
     });
 }

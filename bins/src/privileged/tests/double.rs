@@ -4,7 +4,8 @@ use crate::privileged::host::{Host, HostError, HostResult, Link, LinkChange, Lin
 use crate::privileged::nft::Table;
 use messages::ids::InterfaceName;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 /// The state of the double; tests look at it and change it.
@@ -16,6 +17,8 @@ pub(super) struct State {
     pub(super) isolated: Vec<u32>,
     pub(super) tables: BTreeMap<String, Table>,
     pub(super) forwarding: bool,
+    /// Somebody else has port 53.
+    pub(super) port_taken: bool,
     /// Every call, in order: those that only look begin with `?`.
     pub(super) calls: Vec<String>,
     /// How many calls of this name pass from now on, and how many fail after them.
@@ -163,6 +166,27 @@ impl Host for Double {
         self.call("remove_address", &format!("{} {address}/{prefix}", link.name), |s| {
             s.addresses.entry(link.index).or_default().retain(|has| *has != (address, prefix));
         })
+    }
+
+    async fn bind_dns(&mut self, address: Ipv4Addr) -> HostResult<(OwnedFd, OwnedFd)> {
+        self.call("bind_dns", &address.to_string(), |_| ())?;
+        let taken = self.with(|s| s.port_taken);
+        if taken {
+            return Err(HostError::new("bind", address, std::io::Error::from_raw_os_error(libc::EADDRINUSE)));
+        }
+        // The double has no bridge: what it hands out is on loopback.
+        let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        Ok((udp.into(), tcp.into()))
+    }
+
+    async fn route_names(&mut self, link: &Link, address: Ipv4Addr) -> Result<(), String> {
+        let routed = self.call("route_names", &format!("{} {address}", link.name), |_| ());
+        routed.map_err(|_| "systemd-resolved does not run on this host".to_owned())
+    }
+
+    async fn revert_names(&mut self, link: &Link) -> Result<(), String> {
+        self.call("?revert_names", &link.name, |_| ()).map_err(|error| error.to_string())
     }
 
     async fn enable_forwarding(&mut self) -> HostResult<()> {

@@ -29,7 +29,7 @@ fn tap(number: u16) -> PrivilegedOperation {
 }
 
 async fn perform(host: &Double, operation: &PrivilegedOperation) -> Result<PrivilegedReply, OperationError> {
-    Operations::new(host.clone(), OWNER).perform(operation).await
+    Operations::new(host.clone(), OWNER).perform(operation).await.map(|performed| performed.reply)
 }
 
 async fn done(host: &Double, operation: PrivilegedOperation) {
@@ -297,4 +297,40 @@ async fn taps_and_rules_need_the_bridge() {
         assert!(matches!(perform(&host, &operation).await, Err(OperationError::NoBridge(_))));
     }
     assert!(host.with(|s| s.changes().is_empty()));
+}
+
+fn dns(name: &str, gateway: Ipv4Addr) -> PrivilegedOperation {
+    let subnet = Subnet { gateway, prefix: 24 };
+    PrivilegedOperation::BindDns { instance: ONE, bridge: name.parse().unwrap(), subnet }
+}
+
+#[tokio::test]
+async fn port_53_is_bound_on_the_own_bridge_only() {
+    let host = Double::default();
+    let own = subnet().gateway;
+    assert!(matches!(perform(&host, &dns("bbabcdef", own)).await, Err(OperationError::NoBridge(_))));
+    done(&host, bridge(ONE, "bbabcdef")).await;
+    let performed = Operations::new(host.clone(), OWNER).perform(&dns("bbabcdef", own)).await.unwrap();
+    assert_eq!((performed.reply, performed.descriptors.len()), (PrivilegedReply::DnsSockets, 2));
+
+    // Neither an address of the host's elsewhere, nor a bridge of somebody else's.
+    host.with(|s| {
+        let lan = s.add_link("br-lan", LinkKind::Bridge, None);
+        s.addresses.insert(lan, vec![(Ipv4Addr::new(192, 168, 1, 5), 24)]);
+        s.calls.clear();
+    });
+    let elsewhere = perform(&host, &dns("bbabcdef", Ipv4Addr::new(192, 168, 1, 5))).await;
+    assert!(matches!(elsewhere, Err(OperationError::NoAddress(..))), "{elsewhere:?}");
+    let foreign = perform(&host, &dns("br-lan", Ipv4Addr::new(192, 168, 1, 5))).await;
+    assert!(matches!(foreign, Err(OperationError::Foreign(_))), "{foreign:?}");
+    assert!(host.with(|s| s.changes().is_empty()));
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_one_sentence() {
+    let host = Double::default();
+    done(&host, bridge(ONE, "bbabcdef")).await;
+    host.with(|s| s.port_taken = true);
+    let error = perform(&host, &dns("bbabcdef", subnet().gateway)).await.unwrap_err();
+    assert_eq!(error.to_string(), "port 53 of 172.16.0.1 is taken by another program");
 }

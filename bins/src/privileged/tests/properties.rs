@@ -49,6 +49,16 @@ fn operation() -> impl Strategy<Value = PrivilegedOperation> {
             bridge,
             subnet
         }),
+        (instance(), interface(), subnet()).prop_map(|(instance, bridge, subnet)| Op::BindDns {
+            instance,
+            bridge,
+            subnet
+        }),
+        (instance(), interface(), subnet()).prop_map(|(instance, bridge, subnet)| Op::RouteNames {
+            instance,
+            bridge,
+            subnet
+        }),
         instance().prop_map(|instance| Op::ListTaps { instance }),
         instance().prop_map(|instance| Op::RemoveInstance { instance }),
     ]
@@ -76,9 +86,10 @@ fn is_acceptable(operation: &PrivilegedOperation) -> bool {
     };
     match operation {
         Op::Status | Op::ListTaps { .. } | Op::RemoveInstance { .. } => true,
-        Op::EnsureBridge { instance, bridge, subnet } | Op::EnsureNat { instance, bridge, subnet } => {
-            bridge_is_fine(instance, bridge) && subnet_is_fine(subnet)
-        }
+        Op::EnsureBridge { instance, bridge, subnet }
+        | Op::EnsureNat { instance, bridge, subnet }
+        | Op::BindDns { instance, bridge, subnet }
+        | Op::RouteNames { instance, bridge, subnet } => bridge_is_fine(instance, bridge) && subnet_is_fine(subnet),
         Op::EnsureTap { instance, bridge, tap, mtu } => {
             bridge_is_fine(instance, bridge) && tap.0 < TAPS_MAX && mtu.is_none_or(|mtu| (576..=65521).contains(&mtu))
         }

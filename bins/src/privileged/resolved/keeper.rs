@@ -1,0 +1,78 @@
+//! The names keeper: gives up what it does not need, then does what the helper asks until the helper is gone.
+
+use super::bus::Bus;
+use super::wire::{REQUEST_LEN, Request, encode_answer};
+use crate::privileged::confine::confine_names_keeper;
+use std::collections::BTreeSet;
+use std::io::{self, Read, Write};
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// How an interface of banger's is marked (`messages::privileged::interface_alias`).
+const ALIAS: &str = "banger:";
+
+/// The whole life of the process. Its stdin is the helper.
+pub(in crate::privileged) fn main() -> ExitCode {
+    let run = || -> io::Result<()> {
+        let helper = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+        confine_names_keeper().map_err(io::Error::other)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        serve(helper, &Bus::System, &runtime, is_ours)
+    };
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "names are not kept");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Serves until the helper's end closes, then takes everything back.
+pub(super) fn serve(
+    mut helper: UnixStream,
+    bus: &Bus,
+    runtime: &tokio::runtime::Runtime,
+    is_ours: fn(u32, Ipv4Addr) -> bool,
+) -> io::Result<()> {
+    let mut routed = BTreeSet::new();
+    let mut bytes = [0; REQUEST_LEN];
+    while helper.read_exact(&mut bytes).is_ok() {
+        let result = match Request::decode(bytes) {
+            Some(Request::Route { index, address }) if is_ours(index, address) => {
+                // Before the call: what was half done has to be taken back, too.
+                routed.insert(index);
+                runtime.block_on(bus.route(index, address))
+            }
+            Some(Request::Route { .. }) => Err("that interface is no bridge of banger's".to_owned()),
+            // Only what was set here is ever reverted.
+            Some(Request::Revert { index }) if routed.remove(&index) => runtime.block_on(bus.revert(index)),
+            Some(Request::Revert { .. }) => Ok(()),
+            None => break,
+        };
+        if helper.write_all(&encode_answer(&result)).is_err() {
+            break;
+        }
+    }
+    for index in routed {
+        if let Err(error) = runtime.block_on(bus.revert(index)) {
+            tracing::debug!(index, error, "nothing to take back");
+        }
+    }
+    Ok(())
+}
+
+/// Whether an interface is a bridge that banger marked; the helper is not believed. Read from the kernel's own files.
+fn is_ours(index: u32, address: Ipv4Addr) -> bool {
+    let Ok(entries) = std::fs::read_dir("/sys/class/net") else { return false };
+    let read = |path: &Path, file: &str| std::fs::read_to_string(path.join(file)).unwrap_or_default();
+    address.is_private()
+        && entries.flatten().map(|entry| entry.path()).any(|path| {
+            read(&path, "ifindex").trim() == index.to_string()
+                && path.join("bridge").is_dir()
+                && read(&path, "ifalias").starts_with(ALIAS)
+        })
+}

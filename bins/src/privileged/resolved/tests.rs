@@ -1,0 +1,187 @@
+//! The names keeper against a systemd-resolved of the test's own, on a bus of its own. Skipped, and said so, where there is no
+//! `dbus-daemon`.
+
+use super::bus::Bus;
+use super::client::NamesKeeper;
+use super::keeper::serve;
+use super::wire::{REQUEST_LEN, Request, SENTENCE_MAX, encode_answer};
+use futures::StreamExt as _;
+use proptest::prelude::*;
+use std::io::BufRead;
+use std::net::Ipv4Addr;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 1);
+
+proptest! {
+    #[test]
+    fn requests_survive_and_nothing_else_is_one(bytes: [u8; REQUEST_LEN]) {
+        match Request::decode(bytes) {
+            Some(request @ Request::Route { .. }) => prop_assert_eq!(request.encode(), bytes),
+            Some(request @ Request::Revert { .. }) => prop_assert_eq!(Request::decode(request.encode()), Some(request)),
+            None => prop_assert!(bytes[0] == 0 || bytes[0] > 2),
+        }
+    }
+
+    #[test]
+    fn sentences_are_bounded(sentence in ".{0,700}") {
+        let bytes = encode_answer(&Err(sentence));
+        prop_assert!(bytes.len() <= SENTENCE_MAX + 2);
+        prop_assert!(std::str::from_utf8(&bytes[2..]).is_ok());
+    }
+}
+
+/// What systemd-resolved was told, in order.
+type Told = Arc<Mutex<Vec<String>>>;
+
+/// A bus of the test's own; ends with it.
+struct PrivateBus {
+    daemon: Child,
+    address: String,
+}
+
+impl PrivateBus {
+    fn start() -> Option<Self> {
+        let daemon = Command::new("dbus-daemon")
+            .args(["--session", "--nofork", "--print-address"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn();
+        let Ok(mut daemon) = daemon else {
+            eprintln!("skipped: dbus-daemon is not installed");
+            return None;
+        };
+        let mut address = String::new();
+        std::io::BufReader::new(daemon.stdout.take().unwrap()).read_line(&mut address).unwrap();
+        Some(Self { daemon, address: address.trim().to_owned() })
+    }
+}
+
+impl Drop for PrivateBus {
+    fn drop(&mut self) {
+        self.daemon.kill().and_then(|()| self.daemon.wait()).ok();
+    }
+}
+
+/// A names keeper in a thread, for a bus; only interface 7 is banger's.
+fn keeper(address: String) -> (NamesKeeper, JoinHandle<()>) {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        serve(theirs, &Bus::At(address), &runtime, |index, _| index == 7).unwrap();
+    });
+    (NamesKeeper::Started(ours, Command::new("true").spawn().unwrap()), thread)
+}
+
+/// The names of the calls that this systemd-resolved has, an old one; what it is asked for beyond them it does not know.
+const KNOWN: [&str; 4] = ["SetLinkDNS", "SetLinkDomains", "SetLinkDefaultRoute", "RevertLink"];
+
+/// A systemd-resolved that notes what it is told; gone when the task is aborted.
+struct FakeResolved {
+    told: Told,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl FakeResolved {
+    async fn start(bus: &PrivateBus, refuse: bool) -> Self {
+        let connection = zbus::connection::Builder::address(bus.address.as_str()).build().await.unwrap();
+        let mut calls = zbus::MessageStream::from(&connection);
+        connection.request_name("org.freedesktop.resolve1").await.unwrap();
+        let told = Told::default();
+        let noted = Arc::clone(&told);
+        let task = tokio::spawn(async move {
+            while let Some(Ok(call)) = calls.next().await {
+                let header = call.header();
+                if header.message_type() != zbus::message::Type::MethodCall {
+                    continue;
+                }
+                assert_eq!(header.path().unwrap().as_str(), "/org/freedesktop/resolve1");
+                assert_eq!(header.interface().unwrap().as_str(), "org.freedesktop.resolve1.Manager");
+                let member = header.member().unwrap().to_string();
+                if !KNOWN.contains(&member.as_str()) {
+                    connection.reply_error(&header, "org.freedesktop.DBus.Error.UnknownMethod", &"no").await.unwrap();
+                    continue;
+                }
+                noted.lock().unwrap().push(describe(&member, &call));
+                if refuse {
+                    let name = "org.freedesktop.DBus.Error.AccessDenied";
+                    connection.reply_error(&header, name, &"as told").await.unwrap();
+                } else {
+                    connection.reply(&header, &()).await.unwrap();
+                }
+            }
+        });
+        Self { told, task }
+    }
+
+    fn told(&self) -> Vec<String> {
+        self.told.lock().unwrap().clone()
+    }
+
+    async fn stop(self) {
+        self.task.abort();
+        self.task.await.ok();
+    }
+}
+
+/// The types are those of org.freedesktop.resolve1(5): another signature fails here.
+fn describe(member: &str, call: &zbus::Message) -> String {
+    let body = call.body();
+    match member {
+        "SetLinkDNS" => format!("dns {:?}", body.deserialize::<(i32, Vec<(i32, Vec<u8>)>)>().unwrap()),
+        "SetLinkDomains" => format!("domains {:?}", body.deserialize::<(i32, Vec<(String, bool)>)>().unwrap()),
+        "SetLinkDefaultRoute" => format!("default-route {:?}", body.deserialize::<(i32, bool)>().unwrap()),
+        _ => format!("revert {}", body.deserialize::<i32>().unwrap()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_domain_is_routed_and_taken_back_when_the_helper_ends() {
+    let Some(bus) = PrivateBus::start() else { return };
+    let (mut keeper, thread) = keeper(bus.address.clone());
+    assert_eq!(keeper.route(7, GATEWAY).await.unwrap_err(), "systemd-resolved does not run on this host");
+    let service = FakeResolved::start(&bus, false).await;
+    keeper.route(7, GATEWAY).await.unwrap();
+    let expected = ["domains (7, [(\"vm\", true)])", "default-route (7, false)", "dns (7, [(2, [172, 16, 0, 1])])"];
+    assert_eq!(service.told(), expected);
+    // Again is fine; what is not banger's is neither set nor reverted.
+    keeper.route(7, GATEWAY).await.unwrap();
+    assert_eq!(keeper.route(8, GATEWAY).await.unwrap_err(), "that interface is no bridge of banger's");
+    keeper.revert(8).await.unwrap();
+    assert_eq!(service.told().len(), 6);
+    // The helper's end closes, as when it is killed.
+    drop(keeper);
+    thread.join().unwrap();
+    assert_eq!(service.told()[6..], ["revert 7"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_a_sentence_and_the_next_request_is_served() {
+    let Some(bus) = PrivateBus::start() else { return };
+    let (mut keeper, thread) = keeper(bus.address.clone());
+    let service = FakeResolved::start(&bus, true).await;
+    let refused = keeper.route(7, GATEWAY).await.unwrap_err();
+    assert!(refused.starts_with("systemd-resolved refused SetLinkDomains") && refused.contains("as told"), "{refused}");
+    assert_eq!(service.told().len(), 1);
+    service.stop().await;
+    let service = FakeResolved::start(&bus, false).await;
+    keeper.revert(7).await.unwrap();
+    assert_eq!(service.told(), ["revert 7"], "what may be half done is taken back");
+    drop(keeper);
+    thread.join().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_bus_it_is_a_sentence_too() {
+    let (mut keeper, thread) = keeper("unix:path=/nonexistent/bus".to_owned());
+    let error = keeper.route(7, GATEWAY).await.unwrap_err();
+    assert!(error.starts_with("this host's D-Bus cannot be reached"), "{error}");
+    drop(keeper);
+    thread.join().unwrap();
+    let mut absent = NamesKeeper::Absent("this host has no D-Bus".to_owned());
+    assert_eq!(absent.route(7, GATEWAY).await.unwrap_err(), "this host has no D-Bus");
+    absent.revert(7).await.unwrap();
+}
