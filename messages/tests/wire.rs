@@ -52,6 +52,11 @@ where
     text.parse().unwrap()
 }
 
+fn grants() -> Vec<Grant> {
+    let to = [GrantTarget::Tap(TapNumber(2)), GrantTarget::Tcp(8080), GrantTarget::Udp(69)];
+    to.map(|to| Grant { from: TapNumber(1), to }).to_vec()
+}
+
 fn size() -> VmSize {
     VmSize {
         vcpus: 2,
@@ -286,6 +291,7 @@ fn privileged_samples() -> Vec<Sample> {
         owned("privileged.list_taps", &request(PrivilegedOperation::ListTaps { instance })),
         owned("privileged.ensure_nat", &request(PrivilegedOperation::EnsureNat { instance, bridge: bridge(), subnet })),
         owned("privileged.remove_instance", &request(PrivilegedOperation::RemoveInstance { instance })),
+        owned("privileged.set_grants", &request(PrivilegedOperation::SetGrants { instance, subnet, grants: grants() })),
         owned("privileged.reply.done", &answer(Ok(PrivilegedReply::Done))),
         owned(
             "privileged.reply.status",

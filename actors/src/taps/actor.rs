@@ -1,6 +1,6 @@
 //! The actor: carries the pool's effects out through the helper, and wakes whoever waits for a tap.
 
-use super::addresses::{TapLease, numbers};
+use super::addresses::TapLease;
 use super::pool::{Effect, Pool};
 use crate::network::{Certainty, EnsureNetwork, NetworkSettings, UplinkSource};
 use crate::privileged::Perform;
@@ -10,7 +10,7 @@ use actix::{Actor, AsyncContext as _, Context, Recipient, Supervised};
 use messages::WireError;
 use messages::error::ErrorKind;
 use messages::ids::VmId;
-use messages::privileged::{PrivilegedOperation, PrivilegedReply, TapNumber};
+use messages::privileged::{PrivilegedOperation, PrivilegedReply, TapNumber, guest_taps};
 use std::collections::HashMap;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -68,7 +68,7 @@ impl TapPool {
     /// A pool. It asks the helper for nothing before it is started.
     #[must_use]
     pub fn new(settings: PoolSettings, helper: Recipient<Perform>, network: Recipient<EnsureNetwork>) -> Self {
-        let pool = Pool::new(numbers(settings.network.subnet), settings.size);
+        let pool = Pool::new(guest_taps(settings.network.subnet), settings.size);
         Self {
             settings,
             helper,
@@ -221,7 +221,7 @@ impl Supervised for TapPool {
     fn restarting(&mut self, _: &mut Self::Context) {
         let NetworkSettings { subnet, .. } = self.settings.network;
         self.settings.leases = self.pool.leases();
-        self.pool = Pool::new(numbers(subnet), self.settings.size);
+        self.pool = Pool::new(guest_taps(subnet), self.settings.size);
         self.waiters.clear();
         (self.listed, self.listing, self.retrying) = (false, false, false);
     }

@@ -5,7 +5,7 @@
 
 use super::host::{Host, HostError, Link, LinkChange, LinkKind};
 use super::nft::rules;
-use super::validate::{BridgeName, CheckedOperation, CheckedSubnet, CheckedTap, Instance, Invalid, check};
+use super::validate::{BridgeName, CheckedGrant, CheckedOperation, CheckedSubnet, CheckedTap, Instance, Invalid, check};
 use messages::error::{ErrorKind, WireError};
 use messages::frame::build_id;
 use messages::ids::InterfaceName;
@@ -26,6 +26,8 @@ pub enum OperationError {
     OtherOwner(InterfaceName, u32),
     #[error("the bridge `{0}` does not exist")]
     NoBridge(InterfaceName),
+    #[error("the nftables table `{0}` does not exist")]
+    NoTable(String),
     #[error("the subnet {network}/{prefix} overlaps the host's route to {route}/{route_prefix}")]
     Overlap { network: Ipv4Addr, prefix: u8, route: Ipv4Addr, route_prefix: u8 },
     #[error(transparent)]
@@ -39,7 +41,7 @@ impl From<OperationError> for WireError {
             OperationError::Foreign(_) => Self::from_error(ErrorKind::Conflict, &error)
                 .hint("set another `bridge_name` in the config, or remove that interface"),
             OperationError::OtherOwner(..) => Self::from_error(ErrorKind::Conflict, &error),
-            OperationError::NoBridge(_) => Self::from_error(ErrorKind::NotFound, &error),
+            OperationError::NoBridge(_) | OperationError::NoTable(_) => Self::from_error(ErrorKind::NotFound, &error),
             OperationError::Overlap { .. } => Self::from_error(ErrorKind::Conflict, &error)
                 .hint("set `cidr` (and `bridge_ip`) in the config to a private network that this host does not use"),
             OperationError::Host(_) => Self::from_error(ErrorKind::Host, &error),
@@ -88,6 +90,9 @@ impl<H: Host> Operations<H> {
                 self.ensure_nat(instance, &bridge, subnet).await?;
             }
             CheckedOperation::RemoveInstance { instance } => self.remove_instance(instance).await?,
+            CheckedOperation::SetGrants { instance, subnet, grants } => {
+                self.set_grants(instance, subnet, &grants).await?;
+            }
         }
         Ok(PrivilegedReply::Done)
     }
@@ -198,7 +203,7 @@ impl<H: Host> Operations<H> {
             self.host.change_link(&link, &change).await?;
         }
         // Isolated before it is up: no moment at which a guest could reach another.
-        self.host.isolate_port(&link).await?;
+        self.host.isolate_port(&link, instance.guest_mac(tap)).await?;
         if !link.up {
             self.host.change_link(&link, &LinkChange { up: true, ..LinkChange::default() }).await?;
         }
@@ -232,10 +237,21 @@ impl<H: Host> Operations<H> {
     ) -> Result<(), OperationError> {
         // Rules that drop must never name an interface of somebody else's.
         self.required_bridge(instance, bridge).await?;
-        self.host.replace_table(&rules::table(instance, bridge, subnet)).await?;
+        self.host.replace_tables(&rules::tables(instance, bridge, subnet)).await?;
+        self.host.answer_for_guests(bridge.interface()).await?;
         // Last: a host that forwards without our rules would be open.
         self.host.enable_forwarding().await?;
         Ok(())
+    }
+
+    async fn set_grants(
+        &mut self,
+        instance: Instance,
+        subnet: CheckedSubnet,
+        grants: &[CheckedGrant],
+    ) -> Result<(), OperationError> {
+        let found = self.host.refill_sets(&instance.table(), &rules::grants(subnet, grants)).await?;
+        if found { Ok(()) } else { Err(OperationError::NoTable(instance.table())) }
     }
 
     /// Taps, then the bridge, then the table: while a guest can still send, the rules are there.
@@ -248,7 +264,7 @@ impl<H: Host> Operations<H> {
         for bridge in links.iter().filter(|link| is_own_bridge(instance, link)) {
             self.host.delete_link(bridge).await?;
         }
-        self.host.remove_table(&instance.table()).await?;
+        self.host.remove_tables(&instance.table()).await?;
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! Sends nf_tables batches and reads the kernel's verdict. Knows nothing of what they say.
 
-use crate::privileged::nft::Table;
+use crate::privileged::nft::{Layer, Set, Table};
 use crate::privileged::nft::encode::{Batch, FinishedBatch};
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -12,27 +12,33 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 /// The kernel answers within the send call but for module loading; the bound is for a kernel that never does.
 const ANSWER_SECONDS: i64 = 10;
+/// Room for the largest batch: 16384 grants take half of it.
+const SEND_BUFFER: usize = 2 << 20;
 /// `NLMSG_ERROR` (linux/netlink.h): its first word is 0 for an acknowledgement, else a negative errno.
 const NETLINK_ERROR: u16 = 2;
 const HEADER: usize = 16;
 
-/// Replaces the table in one transaction.
-pub(super) fn replace(table: &Table) -> io::Result<()> {
-    perform(&Batch::replace(table))
+/// Replaces the tables in one transaction.
+pub(super) fn replace(tables: &[Table]) -> io::Result<()> {
+    perform(&Batch::replace(tables))
 }
 
-/// Removes the table, if there is one.
+/// Gives sets of the host's table other elements, in one transaction.
+pub(super) fn refill(table: &str, sets: &[Set]) -> io::Result<()> {
+    perform(&Batch::refill(Layer::Host, table, sets))
+}
+
+/// Removes the tables of this name, in one transaction.
 pub(super) fn remove(name: &str) -> io::Result<()> {
-    match perform(&Batch::remove(name)) {
-        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-        result => result,
-    }
+    perform(&Batch::remove(name))
 }
 
 fn perform(batch: &FinishedBatch) -> io::Result<()> {
     let socket: OwnedFd =
         socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)?;
     setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_SECONDS))?;
+    // Beyond `wmem_max`, which holders of CAP_NET_ADMIN may: a batch is one datagram.
+    setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER)?;
     let sent = sendto(socket.as_raw_fd(), &batch.bytes, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
     if sent != batch.bytes.len() {
         return Err(io::ErrorKind::WriteZero.into());

@@ -4,7 +4,7 @@ use super::double::Double;
 use crate::privileged::host::{LinkKind, Route};
 use crate::privileged::ops::{OperationError, Operations};
 use messages::ids::InstanceId;
-use messages::privileged::{PrivilegedOperation, PrivilegedReply, Subnet, TapNumber};
+use messages::privileged::{Grant, GrantTarget, PrivilegedOperation, PrivilegedReply, Subnet, TapNumber};
 use std::net::Ipv4Addr;
 
 const OWNER: u32 = 1000;
@@ -47,7 +47,7 @@ async fn a_whole_network_is_made_in_this_order() {
     change_link bbabcdef alias=banger:abcdef address=[02, ab, cd, ef, ff, ff]
     add_address bbabcdef 172.16.0.1/24
     change_link bbabcdef up
-    replace_table banger_abcdef
+    replace_tables banger_abcdef
     enable_forwarding
     create_tap btabcdef-0 uid=1000
     change_link btabcdef-0 alias=banger:abcdef mtu=1400 port
@@ -88,7 +88,8 @@ async fn every_failure_is_made_good_by_the_next_attempt() {
         "create_bridge",
         "change_link",
         "add_address",
-        "replace_table",
+        "replace_tables",
+        "answer_for_guests",
         "enable_forwarding",
         "create_tap",
         "isolate_port",
@@ -154,7 +155,7 @@ async fn interfaces_of_others_are_refused_and_left_alone() {
     done(&host, PrivilegedOperation::RemoveInstance { instance: ONE }).await;
     host.with(|s| {
         assert_eq!(s.links, before);
-        assert_eq!(s.changes(), ["remove_table banger_abcdef"]);
+        assert_eq!(s.changes(), ["remove_tables banger_abcdef"]);
     });
 }
 
@@ -250,8 +251,8 @@ async fn removing_takes_taps_before_the_bridge_before_the_rules() {
     delete_link btabcdef-0
     delete_link btabcdef-1
     delete_link bbabcdef
-    remove_table banger_abcdef
-    remove_table banger_abcdef
+    remove_tables banger_abcdef
+    remove_tables banger_abcdef
     ");
 }
 
@@ -260,7 +261,7 @@ async fn the_rules_read_like_this() {
     let host = Double::default();
     done(&host, bridge(ONE, "bbabcdef")).await;
     done(&host, nat("bbabcdef")).await;
-    insta::assert_snapshot!(host.with(|s| s.tables["banger_abcdef"].to_string()), @r#"
+    insta::assert_snapshot!(host.with(|s| s.tables.values().map(ToString::to_string).collect::<Vec<_>>().join("\n")), @r#"
     table inet banger_abcdef {
       chain input {
         type filter hook input priority 0; policy accept;
@@ -297,4 +298,32 @@ async fn taps_and_rules_need_the_bridge() {
         assert!(matches!(perform(&host, &operation).await, Err(OperationError::NoBridge(_))));
     }
     assert!(host.with(|s| s.changes().is_empty()));
+}
+
+#[tokio::test]
+async fn grants_are_a_whole_state_that_needs_its_table() {
+    let host = Double::default();
+    let grants = |grants: &[Grant]| PrivilegedOperation::SetGrants {
+        instance: ONE,
+        subnet: subnet(),
+        grants: grants.to_vec(),
+    };
+    let missing = perform(&host, &grants(&[])).await.unwrap_err();
+    assert!(matches!(missing, OperationError::NoTable(_)));
+    assert_eq!(messages::WireError::from(missing).kind, messages::error::ErrorKind::NotFound);
+    done(&host, bridge(ONE, "bbabcdef")).await;
+    done(&host, nat("bbabcdef")).await;
+    let from = TapNumber(0);
+    let three = [
+        Grant { from, to: GrantTarget::Tap(TapNumber(1)) },
+        Grant { from, to: GrantTarget::Tcp(8080) },
+        Grant { from, to: GrantTarget::Udp(69) },
+    ];
+    let counts = || {
+        host.with(|s| s.tables.values().flat_map(|t| &t.sets).map(|set| (set.name, set.elements.len())).collect::<Vec<_>>())
+    };
+    done(&host, grants(&three)).await;
+    assert_eq!(counts(), [("peers", 1), ("services", 2), ("guests", 253)]);
+    done(&host, grants(&three[1..2])).await;
+    assert_eq!(counts(), [("peers", 0), ("services", 1), ("guests", 253)]);
 }
