@@ -55,7 +55,6 @@ pub(super) fn in_a_namespace(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "a skipped test says so")]
 fn skip(why: &str) {
     eprintln!("skipped: {why}");
 }
@@ -144,7 +143,30 @@ impl Lab {
         let tap = TapNumber(tap);
         let end = End { mac: guest_mac(instance, tap), ip: guest_address(subnet, tap).unwrap() };
         self.ports.push(Port::open(tap_name(instance, tap).as_str(), end));
-        self.ports.len() - 1
+        let at = self.ports.len() - 1;
+        self.wait_for_carrier(at, instance, subnet);
+        at
+    }
+
+    /// The kernel takes notice of a carrier at its leisure, and drops frames until then.
+    fn wait_for_carrier(&self, at: At, instance: InstanceId, subnet: Subnet) {
+        let [a, b, c] = instance.0;
+        let gateway = End { mac: [0x02, a, b, c, 0xff, 0xff], ip: subnet.gateway };
+        let started = Instant::now();
+        loop {
+            self.send(at, &frames::echo(self.end(at), gateway, b"carrier"));
+            self.send(at, &frames::udp(self.end(at), End { ip: ROUTER, ..gateway }, (1, 1), b"carrier"));
+            let (mut here, mut there) = (false, false);
+            let both = |found: At, frame: &[u8]| {
+                here |= found == at && frame.ends_with(b"carrier");
+                there |= found == AT_UPLINK && frame.ends_with(b"carrier");
+                here && there
+            };
+            if self.watch(SILENCE, both).is_some() {
+                return;
+            }
+            assert!(started.elapsed() < PATIENCE, "no carrier: {here} {there}");
+        }
     }
 
     pub(super) fn grant(&mut self, instance: InstanceId, subnet: Subnet, grants: &[Grant]) {
@@ -160,7 +182,7 @@ impl Lab {
     }
 
     /// The first frame that is wanted; none within `patience`. Guests and router answer the host's questions meanwhile.
-    fn watch(&self, patience: Duration, wanted: impl Fn(At, &[u8]) -> bool) -> Option<Vec<u8>> {
+    fn watch(&self, patience: Duration, mut wanted: impl FnMut(At, &[u8]) -> bool) -> Option<Vec<u8>> {
         let end = Instant::now() + patience;
         loop {
             for (at, port) in self.ports.iter().enumerate() {
@@ -182,7 +204,12 @@ impl Lab {
 
     /// Waits for a frame that has to come.
     pub(super) fn arrives(&self, what: &str, wanted: impl Fn(At, &[u8]) -> bool) -> Vec<u8> {
-        self.watch(PATIENCE, wanted).unwrap_or_else(|| panic!("{what}: does not arrive"))
+        let mut others = Vec::new();
+        let found = self.watch(PATIENCE, |at, frame| {
+            others.push(format!("{at}: {}", hex::encode(frame)));
+            wanted(at, frame)
+        });
+        found.unwrap_or_else(|| panic!("{what}: does not arrive, but these do: {others:#?}"))
     }
 
     /// Whether such a frame comes while one would.

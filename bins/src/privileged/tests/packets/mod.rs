@@ -74,6 +74,8 @@ fn each_guest_is_itself_and_alone() {
         type Make<'a> = Box<dyn Fn(&[u8]) -> Vec<u8> + 'a>;
         let everyone = End { mac: BROADCAST, ip: Ipv4Addr::new(172, 16, 0, 255) };
         let rows: Vec<(&str, Make<'_>, Fate)> = vec![
+            // First: the kernel's account of what it answered to whom is shared with that of the redirects it would send.
+            ("the resolver's port", Box::new(to(me, gateway, 53)), Fate::Answered),
             ("guest to uplink", Box::new(to(me, by_gateway(ROUTER), 9)), Fate::At(AT_UPLINK)),
             ("guest to the world", Box::new(to(me, by_gateway([192, 0, 2, 1].into()), 9)), Fate::At(AT_UPLINK)),
             ("another guest's address", Box::new(to(as_peer, by_gateway(ROUTER), 9)), Fate::Dropped),
@@ -90,7 +92,6 @@ fn each_guest_is_itself_and_alone() {
             ("broadcast", Box::new(to(me, everyone, 9)), Fate::Dropped),
             ("a protocol of its own to a guest", Box::new(|mark| ether(me.mac, peer.mac, 0x88b5, mark)), Fate::Dropped),
             ("echo of the gateway", Box::new(|mark| echo(me, gateway, mark)), Fate::Answered),
-            ("the resolver's port", Box::new(to(me, gateway, 53)), Fate::Answered),
             ("the resolver's port, TCP", Box::new(|_| syn(me, gateway, (40_001, 53), 1460)), Fate::Answered),
             ("a service of the host's", Box::new(|_| syn(me, gateway, (40_002, 22), 1460)), Fate::Dropped),
             ("a service of the host's, UDP", Box::new(to(me, gateway, 69)), Fate::Dropped),
@@ -183,6 +184,8 @@ fn grants_open_exactly_what_they_say_and_go() {
                 Grant { from, to: GrantTarget::Udp(69) },
             ],
         );
+        // Before any detour: the kernel's account of what it answered to whom is shared with that of redirects.
+        expect(&lab, "a granted UDP port", a, &udp(me, gateway, (41_000, 69), b"tftp"), b"tftp", Fate::Answered);
         // What a guest's kernel does first: it asks who has the address, and gets the bridge's.
         lab.send(a, &arp(me.mac, BROADCAST, 1, me, End { mac: [0; 6], ip: peer.ip }));
         let answer = lab.arrives("ARP for a peer", |at, frame| at == a && arp_answer(frame).is_some());
@@ -200,7 +203,6 @@ fn grants_open_exactly_what_they_say_and_go() {
 
         let knock = |from: End, own: u16, port: u16| syn(from, gateway, (own, port), 1460);
         expect(&lab, "a granted port", a, &knock(me, 41_000, 8080), b"-", Fate::Answered);
-        expect(&lab, "a granted UDP port", a, &udp(me, gateway, (41_000, 69), b"tftp"), b"tftp", Fate::Answered);
         expect(&lab, "the same port, UDP", a, &udp(me, gateway, (41_000, 8080), b"not tcp"), b"not tcp", Fate::Dropped);
         expect(&lab, "the next port", a, &knock(me, 41_001, 8081), b"-", Fate::Dropped);
         expect(&lab, "not the peer's", b, &knock(peer, 41_002, 8080), b"-", Fate::Dropped);
