@@ -123,7 +123,7 @@ pub enum PrivilegedOperation {
     /// Reply: `Taps`: all of the instance's.
     ListTaps { instance: InstanceId },
     /// Writes the instance's rules (isolation, anti-spoofing, NAT to the host's uplink), without grants, where they are not
-    /// as they should be, and switches IPv4 forwarding on.
+    /// as they should be, and switches IPv4 forwarding on. Reply: `Rewritten`, or `Done` where nothing was missing.
     EnsureNat { instance: InstanceId, bridge: InterfaceName, subnet: Subnet },
     /// Removes everything of this instance: taps, bridge, table.
     RemoveInstance { instance: InstanceId },
@@ -137,4 +137,6 @@ pub enum PrivilegedReply {
     Done,
     Status { build: String, pid: u32, owner_uid: u32 },
     Taps(Vec<TapNumber>),
+    /// Done, and the rules were written anew: they hold no grants.
+    Rewritten,
 }

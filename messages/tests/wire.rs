@@ -77,10 +77,15 @@ fn spec() -> VmSpec {
         memory_mib: Some(512),
         disk_bytes: Some(4 << 30),
         network: NetworkMode::None,
+        net_allow: net_allow(),
         labels: vec![("team".into(), "core".into())],
         restart: RestartPolicy::Always,
         lifetime: Lifetime::Ephemeral,
     }
+}
+
+fn net_allow() -> Vec<NetAllow> {
+    vec![NetAllow::Vm(text("web")), NetAllow::HostTcp(80), NetAllow::HostUdp(69)]
 }
 
 fn exec() -> ExecSpec {
@@ -105,6 +110,7 @@ fn view() -> VmView {
         kernel: text("debian-cloud-6.12"),
         size: size(),
         network: NetworkMode::Nat,
+        net_allow: net_allow(),
         address: Some(Ipv4Addr::new(172, 16, 0, 2)),
         labels: vec![],
         restart: RestartPolicy::No,
@@ -298,6 +304,7 @@ fn privileged_samples() -> Vec<Sample> {
             &answer(Ok(PrivilegedReply::Status { build: "0.1.0".into(), pid: 1, owner_uid: 1000 })),
         ),
         owned("privileged.reply.taps", &answer(Ok(PrivilegedReply::Taps(vec![TapNumber(1), TapNumber(300)])))),
+        owned("privileged.reply.rewritten", &answer(Ok(PrivilegedReply::Rewritten))),
         owned("privileged.reply.error", &answer(Err(WireError::new(ErrorKind::Host, "no")))),
     ]
 }

@@ -2,7 +2,7 @@
 
 use messages::ids::{BootNonce, ImageName, KernelName, OperationId, RequestId, VmId, VmName};
 use messages::privileged::TapNumber;
-use messages::vm::{Lifetime, NetworkMode, RestartPolicy, VmSize};
+use messages::vm::{Lifetime, NetAllow, NetworkMode, RestartPolicy, VmSize};
 use rusqlite::types::Type;
 use rusqlite::{Row, ToSql, named_params};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -62,14 +62,16 @@ pub struct VmRecord {
     pub created_at_ms: u64,
     pub started_at_ms: Option<u64>,
     pub last_error: Option<String>,
+    /// VMs by their ids: names change, and come back for others.
+    pub net_allow: Vec<NetAllow>,
 }
 
 /// The columns in the order of [`VmRecord::from_row`].
 pub(super) const COLUMNS: &str = "id, name, request, phase, image, kernel, size, network, tap, labels, restart, lifetime, \
-    nonce, operation, was_ready, created_at_ms, started_at_ms, last_error";
+    nonce, operation, was_ready, created_at_ms, started_at_ms, last_error, net_allow";
 /// Their parameters, as [`VmRecord::bind`] names them.
 pub(super) const PARAMETERS: &str = ":id, :name, :request, :phase, :image, :kernel, :size, :network, :tap, :labels, :restart, \
-    :lifetime, :nonce, :operation, :was_ready, :created_at_ms, :started_at_ms, :last_error";
+    :lifetime, :nonce, :operation, :was_ready, :created_at_ms, :started_at_ms, :last_error, :net_allow";
 
 /// Words and lists are kept as JSON text, so that `sqlite3` shows them to people.
 fn text<T: Serialize>(value: &T) -> rusqlite::Result<String> {
@@ -118,6 +120,7 @@ impl VmRecord {
             created_at_ms: unsigned(row, 15)?,
             started_at_ms: row.get::<_, Option<i64>>(16)?.map(|_| unsigned(row, 16)).transpose()?,
             last_error: row.get(17)?,
+            net_allow: column(row, 18)?,
         })
     }
 
@@ -146,6 +149,7 @@ impl VmRecord {
             ":created_at_ms": signed(self.created_at_ms),
             ":started_at_ms": started,
             ":last_error": self.last_error.as_deref(),
+            ":net_allow": text(&self.net_allow)?,
         })
     }
 }

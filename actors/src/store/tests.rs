@@ -2,7 +2,7 @@
 
 use super::*;
 use messages::privileged::TapNumber;
-use messages::vm::{Lifetime, NetworkMode, Provenance, RestartPolicy, VmSize};
+use messages::vm::{Lifetime, NetAllow, NetworkMode, Provenance, RestartPolicy, VmSize};
 use sha2::{Digest as _, Sha256};
 
 fn record(id: u8, name: &str) -> VmRecord {
@@ -32,6 +32,7 @@ fn record(id: u8, name: &str) -> VmRecord {
         created_at_ms: u64::from(id),
         started_at_ms: Some(12),
         last_error: Some("it broke".into()),
+        net_allow: vec![NetAllow::Vm("00ff10a0b0c0d0e0".parse().unwrap()), NetAllow::HostUdp(69)],
     }
 }
 
@@ -117,5 +118,5 @@ async fn a_newer_database_is_refused_and_left_alone() {
 fn migrations_are_never_edited() {
     let digests: Vec<String> =
         database::MIGRATIONS.iter().map(|sql| hex::encode(&Sha256::digest(sql.as_bytes())[..8])).collect();
-    assert_eq!(digests, ["50b7f2c329c29d80"]);
+    assert_eq!(digests, ["50b7f2c329c29d80", "f20421f7268dfb4a"]);
 }

@@ -14,6 +14,7 @@ use futures::future::BoxFuture;
 use messages::error::{ErrorKind, WireError};
 use messages::ids::VmId;
 use messages::privileged::{PrivilegedOperation, PrivilegedReply, TapNumber};
+use messages::vm::NetAllow;
 
 /// The actors of the network.
 #[derive(Clone, Debug)]
@@ -35,6 +36,7 @@ impl PoolTaps {
             size: usize::from(loaded.config.tap_pool_size),
             uplink: Box::new(HostUplink),
             leases: leases(records),
+            allow: records.iter().map(|record| (record.id, record.net_allow.clone())).collect(),
         };
         let (asked, keeper) = (helper.clone().recipient(), keeper.recipient());
         let pool = Supervisor::start(move |_| TapPool::new(settings, asked, keeper));
@@ -71,10 +73,15 @@ fn leases(records: &[VmRecord]) -> Vec<(VmId, TapNumber)> {
 }
 
 impl TapSource for PoolTaps {
-    fn lease(&self, vm: VmId, wanted: Option<TapNumber>) -> BoxFuture<'static, Result<TapGrant, WireError>> {
+    fn lease(
+        &self,
+        vm: VmId,
+        wanted: Option<TapNumber>,
+        allow: Vec<NetAllow>,
+    ) -> BoxFuture<'static, Result<TapGrant, WireError>> {
         let pool = self.pool.clone();
         Box::pin(async move {
-            let sent = pool.send(Lease { vm, wanted }).await;
+            let sent = pool.send(Lease { vm, wanted, allow }).await;
             let lease = sent.map_err(|error| WireError::from_error(ErrorKind::Unavailable, &error))??;
             Ok(TapGrant { number: lease.number, name: lease.name.clone(), guest: lease.into() })
         })

@@ -2,7 +2,7 @@
 //!
 //! Only checked values arrive here ([`super::validate`]); the trait decides nothing.
 
-use super::nft::{Set, Table};
+use super::nft::{DockerRule, KnownRule, Set, Table};
 use messages::ids::InterfaceName;
 use std::future::Future;
 use std::io;
@@ -120,8 +120,16 @@ pub(super) trait Host: Send + 'static {
     fn enable_forwarding(&mut self) -> impl Future<Output = HostResult<()>> + Send;
     /// Makes a bridge answer for its guests when one asks for another, at once: isolated ports hear no other's answer.
     fn answer_for_guests(&mut self, bridge: &InterfaceName) -> impl Future<Output = HostResult<()>> + Send;
-    /// Puts the tables in the place of any of their names, all at once.
-    fn replace_tables(&mut self, tables: &[Table]) -> impl Future<Output = HostResult<()>> + Send;
+    /// Puts the tables in the place of any of their names, all at once. False: exactly these were there.
+    fn replace_tables(&mut self, tables: &[Table]) -> impl Future<Output = HostResult<bool>> + Send;
+    /// The commented rules of docker's chain for others; none where there is no such chain.
+    fn docker_rules(&mut self) -> impl Future<Output = HostResult<Option<Vec<KnownRule>>>> + Send;
+    /// Adds rules to docker's chain for others, and removes those of these handles.
+    fn change_docker_rules(
+        &mut self,
+        add: &[DockerRule],
+        remove: &[u64],
+    ) -> impl Future<Output = HostResult<()>> + Send;
     /// Gives sets of the host's table of this name other elements, all at once. False: there is no such table.
     fn refill_sets(&mut self, table: &str, sets: &[Set]) -> impl Future<Output = HostResult<bool>> + Send;
     /// Removes the tables of this name; none is fine.

@@ -4,7 +4,7 @@
 //! or alias, so that the next attempt, or `RemoveInstance`, finds it. Nothing here touches an interface without that mark.
 
 use super::host::{Host, HostError, Link, LinkChange, LinkKind};
-use super::nft::rules;
+use super::nft::{DockerRule, rules};
 use super::validate::{BridgeName, CheckedGrant, CheckedOperation, CheckedSubnet, CheckedTap, Instance, Invalid, check};
 use messages::error::{ErrorKind, WireError};
 use messages::frame::build_id;
@@ -87,7 +87,7 @@ impl<H: Host> Operations<H> {
             }
             CheckedOperation::RemoveTap { instance, tap } => self.remove_tap(instance, tap).await?,
             CheckedOperation::EnsureNat { instance, bridge, subnet } => {
-                self.ensure_nat(instance, &bridge, subnet).await?;
+                return self.ensure_nat(instance, &bridge, subnet).await;
             }
             CheckedOperation::RemoveInstance { instance } => self.remove_instance(instance).await?,
             CheckedOperation::SetGrants { instance, subnet, grants } => {
@@ -234,13 +234,28 @@ impl<H: Host> Operations<H> {
         instance: Instance,
         bridge: &BridgeName,
         subnet: CheckedSubnet,
-    ) -> Result<(), OperationError> {
+    ) -> Outcome {
         // Rules that drop must never name an interface of somebody else's.
         self.required_bridge(instance, bridge).await?;
-        self.host.replace_tables(&rules::tables(instance, bridge, subnet)).await?;
+        let rewritten = self.host.replace_tables(&rules::tables(instance, bridge, subnet)).await?;
         self.host.answer_for_guests(bridge.interface()).await?;
+        self.pass_docker(instance, &DockerRule::wanted(instance, bridge)).await?;
         // Last: a host that forwards without our rules would be open.
         self.host.enable_forwarding().await?;
+        Ok(if rewritten { PrivilegedReply::Rewritten } else { PrivilegedReply::Done })
+    }
+
+    /// Makes these the instance's rules in docker's chain for others, where docker has one.
+    async fn pass_docker(&mut self, instance: Instance, wanted: &[DockerRule]) -> Result<(), OperationError> {
+        let Some(known) = self.host.docker_rules().await? else { return Ok(()) };
+        let own: Vec<_> = known.into_iter().filter(|rule| rule.is_of(instance)).collect();
+        let is_wanted = |comment: &str| wanted.iter().any(|rule| rule.comment() == comment);
+        let surplus: Vec<u64> = own.iter().filter(|rule| !is_wanted(&rule.comment)).map(|rule| rule.handle).collect();
+        let missing: Vec<DockerRule> =
+            wanted.iter().filter(|rule| own.iter().all(|has| has.comment != rule.comment())).cloned().collect();
+        if !surplus.is_empty() || !missing.is_empty() {
+            self.host.change_docker_rules(&missing, &surplus).await?;
+        }
         Ok(())
     }
 
@@ -264,6 +279,7 @@ impl<H: Host> Operations<H> {
         for bridge in links.iter().filter(|link| is_own_bridge(instance, link)) {
             self.host.delete_link(bridge).await?;
         }
+        self.pass_docker(instance, &[]).await?;
         self.host.remove_tables(&instance.table()).await?;
         Ok(())
     }

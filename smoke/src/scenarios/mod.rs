@@ -3,6 +3,7 @@
 mod artifacts;
 mod daemon;
 mod faults;
+mod isolation;
 mod lifecycle;
 mod network;
 mod remove;
@@ -34,6 +35,9 @@ pub(crate) const ALL: &[(&str, Code)] = &[
     ("vmm-killed", faults::vmm_killed),
     ("agent-killed", faults::agent_killed),
     ("net-nat", network::nat),
+    ("isolation", isolation::isolation),
+    ("twelve", isolation::twelve),
+    ("two-instances", isolation::two_instances),
     ("no-helper", network::no_helper),
     ("daemon-killed", daemon::killed),
     ("pull-interrupted", artifacts::pull_interrupted),

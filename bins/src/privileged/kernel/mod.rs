@@ -4,7 +4,7 @@ mod links;
 mod netfilter;
 
 use super::host::{Host, HostError, HostResult, Link, LinkChange, Route};
-use super::nft::{Set, Table};
+use super::nft::{DockerRule, KnownRule, Set, Table};
 use super::sys;
 use messages::ids::InterfaceName;
 use std::fs::OpenOptions;
@@ -96,7 +96,7 @@ impl Host for Kernel {
         set_switch(&below("neigh", "proxy_delay"), "0")
     }
 
-    async fn replace_tables(&mut self, tables: &[Table]) -> HostResult<()> {
+    async fn replace_tables(&mut self, tables: &[Table]) -> HostResult<bool> {
         let name = tables.first().map_or("", |table| &table.name);
         netfilter::replace(tables).map_err(|e| HostError::new("write the nftables table", name, e))
     }
@@ -107,6 +107,14 @@ impl Host for Kernel {
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
             Err(e) => Err(HostError::new("write sets of the nftables table", table, e)),
         }
+    }
+
+    async fn docker_rules(&mut self) -> HostResult<Option<Vec<KnownRule>>> {
+        netfilter::docker_rules().map_err(|e| HostError::new("read the rules of", "DOCKER-USER", e))
+    }
+
+    async fn change_docker_rules(&mut self, add: &[DockerRule], remove: &[u64]) -> HostResult<()> {
+        netfilter::change_docker_rules(add, remove).map_err(|e| HostError::new("change the rules of", "DOCKER-USER", e))
     }
 
     async fn remove_tables(&mut self, name: &str) -> HostResult<()> {

@@ -3,7 +3,7 @@
 const NESTED: u16 = 0x8000;
 
 /// The attributes of one message, or of one nest.
-pub(super) struct Attributes<'a>(pub(super) &'a mut Vec<u8>);
+pub(crate) struct Attributes<'a>(pub(super) &'a mut Vec<u8>);
 
 impl Attributes<'_> {
     pub(super) fn bytes(&mut self, kind: u16, value: &[u8]) {

@@ -5,7 +5,7 @@
 //! and sends nothing.
 
 use super::attributes::Attributes;
-use super::{Chain, ChainKind, Field, Layer, Rule, Set, Table, Value, expressions};
+use super::{Chain, ChainKind, DockerRule, Field, Layer, Rule, Set, Table, Value, expressions};
 use messages::ids::InterfaceName;
 
 const SUBSYSTEM: u16 = 10;
@@ -13,6 +13,10 @@ const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const NEW_TABLE: u16 = SUBSYSTEM << 8;
 const DELETE_TABLE: u16 = SUBSYSTEM << 8 | 2;
+const GET_TABLE: u16 = SUBSYSTEM << 8 | 1;
+const GET_CHAIN: u16 = SUBSYSTEM << 8 | 4;
+const GET_RULE: u16 = SUBSYSTEM << 8 | 7;
+const DELETE_RULE: u16 = SUBSYSTEM << 8 | 8;
 const NEW_CHAIN: u16 = SUBSYSTEM << 8 | 3;
 const NEW_RULE: u16 = SUBSYSTEM << 8 | 6;
 const NEW_SET: u16 = SUBSYSTEM << 8 | 9;
@@ -21,12 +25,17 @@ const DELETE_ELEMENTS: u16 = SUBSYSTEM << 8 | 14;
 
 const FLAG_REQUEST: u16 = 0x1;
 const FLAG_ACK: u16 = 0x4;
+const FLAG_DUMP: u16 = 0x300;
 const FLAG_CREATE: u16 = 0x400;
 const FLAG_APPEND: u16 = 0x800;
 
 const FAMILY_NONE: u8 = 0;
 const FAMILY_INET: u8 = 1;
+const FAMILY_IPV4: u8 = 2;
 const FAMILY_BRIDGE: u8 = 7;
+/// Where docker leaves room for the rules of others (docs.docker.com, "Packet filtering and firewalls").
+const DOCKER_TABLE: &str = "filter";
+const DOCKER_CHAIN: &str = "DOCKER-USER";
 /// `IFNAMSIZ`.
 const INTERFACE_NAME_LEN: usize = 16;
 /// How many elements fit into one message: an attribute holds 64 KiB, an element at most 60 bytes.
@@ -51,13 +60,17 @@ pub(crate) struct FinishedBatch {
 }
 
 impl Batch {
-    /// Puts `tables` in the place of any of their names. Creating before deleting makes the deletion succeed in any case.
+    /// Puts `tables`, with this comment, in the place of any of their names. Creating before deleting makes the deletion
+    /// succeed in any case.
     #[must_use]
-    pub(crate) fn replace(tables: &[Table]) -> FinishedBatch {
+    pub(crate) fn replace(tables: &[Table], comment: &str) -> FinishedBatch {
         let mut batch = Self::begin();
         for table in tables {
             batch.clear(table.layer, &table.name);
-            batch.table(NEW_TABLE, FLAG_CREATE, table.layer, &table.name);
+            batch.change(NEW_TABLE, FLAG_CREATE, family(table.layer), |a| {
+                a.text(1, &table.name);
+                a.bytes(6, &comment_data(comment));
+            });
             for set in &table.sets {
                 batch.set(table, set);
                 batch.elements(table.layer, &table.name, set);
@@ -77,7 +90,7 @@ impl Batch {
     pub(crate) fn refill(layer: Layer, table: &str, sets: &[Set]) -> FinishedBatch {
         let mut batch = Self::begin();
         for set in sets {
-            batch.change(DELETE_ELEMENTS, 0, layer, |a| {
+            batch.change(DELETE_ELEMENTS, 0, family(layer), |a| {
                 a.text(1, table);
                 a.text(2, set.name);
             });
@@ -96,6 +109,29 @@ impl Batch {
         batch.end()
     }
 
+    /// Puts rules at the head of a chain of docker's, and removes others from it.
+    #[must_use]
+    pub(crate) fn docker(add: &[DockerRule], remove: &[u64]) -> FinishedBatch {
+        let mut batch = Self::begin();
+        for handle in remove {
+            batch.change(DELETE_RULE, 0, FAMILY_IPV4, |a| {
+                a.text(1, DOCKER_TABLE);
+                a.text(2, DOCKER_CHAIN);
+                a.bytes(3, &handle.to_be_bytes());
+            });
+        }
+        for rule in add {
+            // Without the flag that appends.
+            batch.change(NEW_RULE, FLAG_CREATE, FAMILY_IPV4, |a| {
+                a.text(1, DOCKER_TABLE);
+                a.text(2, DOCKER_CHAIN);
+                a.nested(4, |list| expressions::docker(list, rule));
+                a.bytes(7, &comment_data(&rule.comment()));
+            });
+        }
+        batch.end()
+    }
+
     fn begin() -> Self {
         let mut batch = Self { bytes: Vec::with_capacity(32 << 10), sequence: 0, set: 0 };
         batch.message(BATCH_BEGIN, FLAG_REQUEST, FAMILY_NONE, SUBSYSTEM, |_| ());
@@ -109,18 +145,14 @@ impl Batch {
     }
 
     fn clear(&mut self, layer: Layer, name: &str) {
-        self.table(NEW_TABLE, FLAG_CREATE, layer, name);
-        self.table(DELETE_TABLE, 0, layer, name);
-    }
-
-    fn table(&mut self, kind: u16, flags: u16, layer: Layer, name: &str) {
-        self.change(kind, flags, layer, |a| a.text(1, name));
+        self.change(NEW_TABLE, FLAG_CREATE, family(layer), |a| a.text(1, name));
+        self.change(DELETE_TABLE, 0, family(layer), |a| a.text(1, name));
     }
 
     fn set(&mut self, table: &Table, set: &Set) {
         self.set += 1;
         let id = self.set;
-        self.change(NEW_SET, FLAG_CREATE, table.layer, |a| {
+        self.change(NEW_SET, FLAG_CREATE, family(table.layer), |a| {
             a.text(1, &table.name);
             a.text(2, set.name);
             a.number(3, 0); // no flags: neither constant nor timed
@@ -132,7 +164,7 @@ impl Batch {
 
     fn elements(&mut self, layer: Layer, table: &str, set: &Set) {
         for part in set.elements.chunks(ELEMENTS_PER_MESSAGE) {
-            self.change(NEW_ELEMENTS, FLAG_CREATE, layer, |a| {
+            self.change(NEW_ELEMENTS, FLAG_CREATE, family(layer), |a| {
                 a.text(1, table);
                 a.text(2, set.name);
                 a.nested(3, |list| {
@@ -149,7 +181,7 @@ impl Batch {
             ChainKind::Filter => "filter",
             ChainKind::Nat => "nat",
         };
-        self.change(NEW_CHAIN, FLAG_CREATE, table.layer, |a| {
+        self.change(NEW_CHAIN, FLAG_CREATE, family(table.layer), |a| {
             a.text(1, &table.name);
             a.text(3, chain.name);
             a.nested(4, |hook| {
@@ -162,18 +194,14 @@ impl Batch {
     }
 
     fn rule(&mut self, table: &Table, chain: &str, rule: &Rule) {
-        self.change(NEW_RULE, FLAG_CREATE | FLAG_APPEND, table.layer, |a| {
+        self.change(NEW_RULE, FLAG_CREATE | FLAG_APPEND, family(table.layer), |a| {
             a.text(1, &table.name);
             a.text(2, chain);
             a.nested(4, |list| rule.0.iter().for_each(|e| expressions::append(list, e)));
         });
     }
 
-    fn change(&mut self, kind: u16, flags: u16, layer: Layer, body: impl FnOnce(&mut Attributes<'_>)) {
-        let family = match layer {
-            Layer::Host => FAMILY_INET,
-            Layer::Bridge => FAMILY_BRIDGE,
-        };
+    fn change(&mut self, kind: u16, flags: u16, family: u8, body: impl FnOnce(&mut Attributes<'_>)) {
         self.message(kind, FLAG_REQUEST | FLAG_ACK | flags, family, 0, body);
     }
 
@@ -191,6 +219,49 @@ impl Batch {
         self.bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
         self.sequence += 1;
     }
+}
+
+/// Asks for a table of ours.
+#[must_use]
+pub(crate) fn table_question(layer: Layer, name: &str) -> Vec<u8> {
+    question(GET_TABLE, FLAG_REQUEST, family(layer), |a| a.text(1, name))
+}
+
+/// Asks for docker's chain.
+#[must_use]
+pub(crate) fn docker_chain_question() -> Vec<u8> {
+    question(GET_CHAIN, FLAG_REQUEST, FAMILY_IPV4, |a| {
+        a.text(1, DOCKER_TABLE);
+        a.text(3, DOCKER_CHAIN);
+    })
+}
+
+/// Asks for every rule of docker's chain.
+#[must_use]
+pub(crate) fn docker_rules_question() -> Vec<u8> {
+    question(GET_RULE, FLAG_REQUEST | FLAG_DUMP, FAMILY_IPV4, |a| {
+        a.text(1, DOCKER_TABLE);
+        a.text(2, DOCKER_CHAIN);
+    })
+}
+
+fn question(kind: u16, flags: u16, family: u8, body: impl FnOnce(&mut Attributes<'_>)) -> Vec<u8> {
+    let mut batch = Batch { bytes: Vec::new(), sequence: 0, set: 0 };
+    batch.message(kind, flags, family, 0, body);
+    batch.bytes
+}
+
+fn family(layer: Layer) -> u8 {
+    match layer {
+        Layer::Host => FAMILY_INET,
+        Layer::Bridge => FAMILY_BRIDGE,
+    }
+}
+
+/// A comment as nft keeps it (`NFTNL_UDATA_RULE_COMMENT` and `NFTNL_UDATA_TABLE_COMMENT`, both 0): type, length, text, NUL.
+pub(super) fn comment_data(comment: &str) -> Vec<u8> {
+    let length = u8::try_from(comment.len() + 1).expect("comments of ours are short");
+    [&[0, length][..], comment.as_bytes(), &[0]].concat()
 }
 
 /// What `nft list` needs to print the set; the kernel keeps it and asks nothing. nft's numbers (`enum datatypes`), six bits

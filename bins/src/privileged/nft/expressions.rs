@@ -5,7 +5,7 @@
 
 use super::attributes::Attributes;
 use super::encode::{padded, register_width};
-use super::{Expression, Family, Load, Matches, Verdict};
+use super::{Direction, DockerRule, Expression, Family, Load, Matches, Verdict};
 use std::net::Ipv4Addr;
 
 const NFPROTO_IPV4: u8 = 2;
@@ -99,6 +99,19 @@ pub(super) fn append(list: &mut Attributes<'_>, expression: &Expression) {
             });
         }),
     }
+}
+
+/// Appends what accepts a direction of a bridge's traffic, in expressions that `iptables` can read back: else it would refuse
+/// the whole table from then on.
+pub(super) fn docker(list: &mut Attributes<'_>, rule: &DockerRule) {
+    let key = match rule.direction {
+        Direction::FromGuests => META_IIFNAME,
+        Direction::ToGuests => META_OIFNAME,
+    };
+    list.meta(key, REGISTER);
+    list.compare(Matches::Is, &[rule.bridge.as_str().as_bytes(), &[0]].concat());
+    list.element("counter", |_| ());
+    append(list, &Expression::End(Verdict::Accept));
 }
 
 impl Attributes<'_> {

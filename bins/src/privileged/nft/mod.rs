@@ -4,12 +4,15 @@
 //! binaries' licence does not allow, or run the `nft` program (`nftables`), which a process without execve rights in mind
 //! should not. What is needed of nf_tables is small: two tables, a few chains and sets, a dozen kinds of expression.
 
+pub(super) mod answers;
 mod attributes;
+mod docker;
 pub(super) mod encode;
 mod expressions;
 pub(super) mod rules;
 mod table;
 
+pub(super) use docker::{Direction, DockerRule, KnownRule};
 pub(super) use table::{
     Chain, ChainKind, EtherType, Expression, Family, Field, Hook, Layer, Load, Matches, Protocol, Rule, Set, Table,
     Value, Verdict,

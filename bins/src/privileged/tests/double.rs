@@ -1,7 +1,7 @@
 //! A host in memory that records every call and can be told which of them fail, and how often.
 
 use crate::privileged::host::{Host, HostError, HostResult, Link, LinkChange, LinkKind, Route};
-use crate::privileged::nft::{Layer, Set, Table};
+use crate::privileged::nft::{DockerRule, KnownRule, Layer, Set, Table};
 use messages::ids::InterfaceName;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -18,6 +18,8 @@ pub(super) struct State {
     pub(super) pinned: BTreeMap<u32, [u8; 6]>,
     pub(super) tables: BTreeMap<(Layer, String), Table>,
     pub(super) forwarding: bool,
+    /// The rules of docker's chain for others, where there is one.
+    pub(super) docker: Option<Vec<KnownRule>>,
     /// Every call, in order: those that only look begin with `?`.
     pub(super) calls: Vec<String>,
     /// How many calls of this name pass from now on, and how many fail after them.
@@ -179,9 +181,30 @@ impl Host for Double {
         self.call("answer_for_guests", bridge.as_str(), |_| ())
     }
 
-    async fn replace_tables(&mut self, tables: &[Table]) -> HostResult<()> {
+    async fn replace_tables(&mut self, tables: &[Table]) -> HostResult<bool> {
         self.call("replace_tables", &tables[0].name, |s| {
-            s.tables.extend(tables.iter().map(|table| ((table.layer, table.name.clone()), table.clone())));
+            let key = |table: &Table| (table.layer, table.name.clone());
+            let there = tables.iter().all(|table| s.tables.contains_key(&key(table)));
+            if !there {
+                s.tables.extend(tables.iter().map(|table| (key(table), table.clone())));
+            }
+            !there
+        })
+    }
+
+    async fn docker_rules(&mut self) -> HostResult<Option<Vec<KnownRule>>> {
+        self.call("?docker_rules", "", |s| s.docker.clone())
+    }
+
+    async fn change_docker_rules(&mut self, add: &[DockerRule], remove: &[u64]) -> HostResult<()> {
+        let comments: Vec<String> = add.iter().map(DockerRule::comment).collect();
+        self.call("change_docker_rules", &format!("add={comments:?} remove={remove:?}"), |s| {
+            let rules = s.docker.as_mut().expect("only a chain that exists is changed");
+            rules.retain(|rule| !remove.contains(&rule.handle));
+            for comment in comments.clone() {
+                let handle = rules.iter().map(|rule| rule.handle).max().unwrap_or(0) + 1;
+                rules.push(KnownRule { handle, comment });
+            }
         })
     }
 

@@ -2,6 +2,7 @@
 
 use super::double::Double;
 use crate::privileged::host::{LinkKind, Route};
+use crate::privileged::nft::KnownRule;
 use crate::privileged::ops::{OperationError, Operations};
 use messages::ids::InstanceId;
 use messages::privileged::{Grant, GrantTarget, PrivilegedOperation, PrivilegedReply, Subnet, TapNumber};
@@ -33,7 +34,8 @@ async fn perform(host: &Double, operation: &PrivilegedOperation) -> Result<Privi
 }
 
 async fn done(host: &Double, operation: PrivilegedOperation) {
-    assert_eq!(perform(host, &operation).await.unwrap(), PrivilegedReply::Done, "{operation:?}");
+    let reply = perform(host, &operation).await.unwrap();
+    assert!(matches!(reply, PrivilegedReply::Done | PrivilegedReply::Rewritten), "{operation:?}: {reply:?}");
 }
 
 #[tokio::test]
@@ -90,6 +92,7 @@ async fn every_failure_is_made_good_by_the_next_attempt() {
         "add_address",
         "replace_tables",
         "answer_for_guests",
+        "?docker_rules",
         "enable_forwarding",
         "create_tap",
         "isolate_port",
@@ -326,4 +329,31 @@ async fn grants_are_a_whole_state_that_needs_its_table() {
     assert_eq!(counts(), [("peers", 1), ("services", 2), ("guests", 253)]);
     done(&host, grants(&three[1..2])).await;
     assert_eq!(counts(), [("peers", 0), ("services", 1), ("guests", 253)]);
+}
+
+#[tokio::test]
+async fn docker_is_asked_once_and_left_as_it_was() {
+    let host = Double::default();
+    let theirs = KnownRule { handle: 3, comment: "somebody's".to_owned() };
+    let others = KnownRule { handle: 4, comment: "banger:010203 from bb010203".to_owned() };
+    host.with(|s| s.docker = Some(vec![theirs.clone(), others.clone()]));
+    let comments = || host.with(|s| s.docker.iter().flatten().map(|rule| rule.comment.clone()).collect::<Vec<_>>());
+    for name in ["br-old", "br-new", "br-new"] {
+        done(&host, bridge(ONE, name)).await;
+        done(&host, nat(name)).await;
+        let from_and_to = ["from", "to"].map(|way| format!("banger:abcdef {way} {name}"));
+        assert_eq!(comments(), [&[theirs.comment.clone(), others.comment.clone()][..], &from_and_to].concat());
+    }
+    assert_eq!(host.with(|s| s.changes().iter().filter(|call| call.starts_with("change_docker")).count()), 2);
+    done(&host, PrivilegedOperation::RemoveInstance { instance: ONE }).await;
+    assert_eq!(host.with(|s| s.docker.clone()), Some(vec![theirs, others]));
+}
+
+#[tokio::test]
+async fn rules_that_are_there_are_not_written_again() {
+    let host = Double::default();
+    done(&host, bridge(ONE, "bbabcdef")).await;
+    for reply in [PrivilegedReply::Rewritten, PrivilegedReply::Done] {
+        assert_eq!(perform(&host, &nat("bbabcdef")).await.unwrap(), reply);
+    }
 }

@@ -55,8 +55,8 @@ pub(super) fn in_a_namespace(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-fn skip(why: &str) {
-    eprintln!("skipped: {why}");
+pub(super) fn skip(why: &str) {
+    println!("skipped: {why}");
 }
 
 /// An open tap file.

@@ -1,6 +1,7 @@
 //! The rules, tried with real packets: frames written to real taps, in a network namespace that nobody else sees.
 
 mod frames;
+mod host;
 mod lab;
 
 use frames::{BROADCAST, End, addresses, arp, arp_answer, echo, ether, ipv4, syn, udp};
