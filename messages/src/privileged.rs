@@ -135,7 +135,11 @@ pub enum PrivilegedOperation {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PrivilegedReply {
     Done,
-    Status { build: String, pid: u32, owner_uid: u32 },
+    Status {
+        build: String,
+        pid: u32,
+        owner_uid: u32,
+    },
     Taps(Vec<TapNumber>),
     /// Done, and the rules were written anew: they hold no grants.
     Rewritten,

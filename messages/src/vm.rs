@@ -226,7 +226,20 @@ mod tests {
             assert_eq!(text.parse::<NetAllow>().unwrap().to_string(), text);
         }
         assert_eq!("host:80/tcp".parse(), Ok(NetAllow::HostTcp(80)));
-        for bad in ["", "vm:", "vm:A", "vm:a b", "web", "host:", "host:0", "host:65536", "host:+1", "host:80/sctp", "host:a/udp", "10.0.0.1:80"] {
+        for bad in [
+            "",
+            "vm:",
+            "vm:A",
+            "vm:a b",
+            "web",
+            "host:",
+            "host:0",
+            "host:65536",
+            "host:+1",
+            "host:80/sctp",
+            "host:a/udp",
+            "10.0.0.1:80",
+        ] {
             assert!(bad.parse::<NetAllow>().is_err(), "{bad}");
         }
     }

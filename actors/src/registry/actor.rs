@@ -173,7 +173,10 @@ impl Registry {
             NetAllow::Vm(reference) => {
                 let vm = self.names.resolve(reference).map_err(|e| e.context("cannot allow what does not exist"))?;
                 if self.vms.get(&vm).is_some_and(|entry| entry.view().network == NetworkMode::None) {
-                    return Err(WireError::new(ErrorKind::Usage, format!("VM `{reference}` has no network to be reached by")));
+                    return Err(WireError::new(
+                        ErrorKind::Usage,
+                        format!("VM `{reference}` has no network to be reached by"),
+                    ));
                 }
                 Ok(NetAllow::Vm(vm.to_string().parse().expect("an id is a reference")))
             }

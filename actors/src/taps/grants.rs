@@ -47,7 +47,11 @@ mod tests {
         assert_eq!(grants(&[(one, from), (two, TapNumber(9))], &allowed), [pair(9), port]);
         assert_eq!(grants(&[(one, from), (two, TapNumber(3))], &allowed), [pair(3), port], "another tap");
         assert_eq!(grants(&[(one, from)], &allowed), [port], "the peer is not there");
-        assert_eq!(grants(&[(one, from), (VmId([3; 8]), TapNumber(9))], &allowed), [port], "nor is its tap's next holder");
+        assert_eq!(
+            grants(&[(one, from), (VmId([3; 8]), TapNumber(9))], &allowed),
+            [port],
+            "nor is its tap's next holder"
+        );
         assert_eq!(grants(&[(two, from)], &allowed), []);
     }
 }

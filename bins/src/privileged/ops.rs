@@ -5,7 +5,9 @@
 
 use super::host::{Host, HostError, Link, LinkChange, LinkKind};
 use super::nft::{DockerRule, rules};
-use super::validate::{BridgeName, CheckedGrant, CheckedOperation, CheckedSubnet, CheckedTap, Instance, Invalid, check};
+use super::validate::{
+    BridgeName, CheckedGrant, CheckedOperation, CheckedSubnet, CheckedTap, Instance, Invalid, check,
+};
 use messages::error::{ErrorKind, WireError};
 use messages::frame::build_id;
 use messages::ids::InterfaceName;
@@ -229,12 +231,7 @@ impl<H: Host> Operations<H> {
         Ok(PrivilegedReply::Taps(taps))
     }
 
-    async fn ensure_nat(
-        &mut self,
-        instance: Instance,
-        bridge: &BridgeName,
-        subnet: CheckedSubnet,
-    ) -> Outcome {
+    async fn ensure_nat(&mut self, instance: Instance, bridge: &BridgeName, subnet: CheckedSubnet) -> Outcome {
         // Rules that drop must never name an interface of somebody else's.
         self.required_bridge(instance, bridge).await?;
         let rewritten = self.host.replace_tables(&rules::tables(instance, bridge, subnet)).await?;

@@ -191,7 +191,8 @@ fn a_number_has_an_address_of_its_own_and_never_the_gateways() {
     assert_eq!((count(29), count(28), count(24)), (5, 13, 253));
     assert_eq!(count(16), 1023, "the ports of a bridge");
     let gateway_inside = Subnet { gateway: Ipv4Addr::new(10, 0, 0, 4), prefix: 29 };
-    let given: Vec<String> = guest_taps(gateway_inside).map(|n| guest_address(gateway_inside, n).unwrap().to_string()).collect();
+    let given: Vec<String> =
+        guest_taps(gateway_inside).map(|n| guest_address(gateway_inside, n).unwrap().to_string()).collect();
     assert_eq!(given, ["10.0.0.2", "10.0.0.3", "10.0.0.5", "10.0.0.6"]);
 }
 

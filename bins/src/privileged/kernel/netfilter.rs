@@ -1,7 +1,7 @@
 //! Sends nf_tables batches and questions, and reads the kernel's verdict. Knows nothing of what they say.
 
-use crate::privileged::nft::{DockerRule, KnownRule, Layer, Set, Table, answers};
 use crate::privileged::nft::encode::{self, Batch, FinishedBatch};
+use crate::privileged::nft::{DockerRule, KnownRule, Layer, Set, Table, answers};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt, socket, sockopt,

@@ -147,9 +147,8 @@ fn input(from_guests: &Expression, subnet: CheckedSubnet) -> Vec<Rule> {
 /// Through the host: guests out, answers in, between guests only what was granted.
 fn forward(from_guests: &Expression, to_guests: &Expression, subnet: CheckedSubnet) -> Vec<Rule> {
     let mut rules = honest_source(from_guests, subnet);
-    let between = |what: Expression| {
-        Rule(vec![from_guests.clone(), to_guests.clone(), IPV4, what, End(Verdict::Accept)])
-    };
+    let between =
+        |what: Expression| Rule(vec![from_guests.clone(), to_guests.clone(), IPV4, what, End(Verdict::Accept)]);
     let clamp = |way: &Expression| Rule(vec![way.clone(), Expression::Protocol(Protocol::Tcp), ClampSegments]);
     rules.extend([
         Rule(vec![from_guests.clone(), IPV4, Destination(Is, LINK_LOCAL.0, LINK_LOCAL.1), End(Verdict::Drop)]),

@@ -306,11 +306,8 @@ async fn taps_and_rules_need_the_bridge() {
 #[tokio::test]
 async fn grants_are_a_whole_state_that_needs_its_table() {
     let host = Double::default();
-    let grants = |grants: &[Grant]| PrivilegedOperation::SetGrants {
-        instance: ONE,
-        subnet: subnet(),
-        grants: grants.to_vec(),
-    };
+    let grants =
+        |grants: &[Grant]| PrivilegedOperation::SetGrants { instance: ONE, subnet: subnet(), grants: grants.to_vec() };
     let missing = perform(&host, &grants(&[])).await.unwrap_err();
     assert!(matches!(missing, OperationError::NoTable(_)));
     assert_eq!(messages::WireError::from(missing).kind, messages::error::ErrorKind::NotFound);
@@ -323,7 +320,9 @@ async fn grants_are_a_whole_state_that_needs_its_table() {
         Grant { from, to: GrantTarget::Udp(69) },
     ];
     let counts = || {
-        host.with(|s| s.tables.values().flat_map(|t| &t.sets).map(|set| (set.name, set.elements.len())).collect::<Vec<_>>())
+        host.with(|s| {
+            s.tables.values().flat_map(|t| &t.sets).map(|set| (set.name, set.elements.len())).collect::<Vec<_>>()
+        })
     };
     done(&host, grants(&three)).await;
     assert_eq!(counts(), [("peers", 1), ("services", 2), ("guests", 253)]);

@@ -3,9 +3,7 @@
 use super::frames::{addresses, syn, udp};
 use super::lab::{AT_UPLINK, Lab, ROUTER, UPLINK, in_a_namespace, ip, skip, subnet, tool};
 use super::{Fate, ONE, by_gateway, expect};
-use messages::privileged::{
-    Grant, GrantTarget, PrivilegedOperation, PrivilegedReply, TapNumber, default_bridge_name,
-};
+use messages::privileged::{Grant, GrantTarget, PrivilegedOperation, PrivilegedReply, TapNumber, default_bridge_name};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -75,7 +73,9 @@ fn a_reload_of_the_firewall_is_made_good_and_opens_no_bridge() {
         assert_eq!(nat(&mut lab), PrivilegedReply::Done, "grants are no other rules");
         let listed = tool("nft", &["list", "table", "inet", "banger_abcdef"]);
         assert!(listed.contains("172.16.0.2 . tcp . 80"), "nft can read it: {listed}");
-        assert!(tool("nft", &["list", "table", "bridge", "banger_abcdef"]).contains("\"btabcdef-0\" . 06:ab:cd:ef:00:00"));
+        assert!(
+            tool("nft", &["list", "table", "bridge", "banger_abcdef"]).contains("\"btabcdef-0\" . 06:ab:cd:ef:00:00")
+        );
         tool("nft", &["flush", "ruleset"]);
         expect(&lab, "isolated ports", a, &udp(me, peer, (1, 2), b"direct"), b"direct", Fate::Dropped);
         let gone = PrivilegedOperation::SetGrants { instance: ONE, subnet: net, grants: Vec::new() };

@@ -83,7 +83,11 @@ fn each_guest_is_itself_and_alone() {
             ("another guest's hardware address", Box::new(to(with_peers_mac, by_gateway(ROUTER), 9)), Fate::Dropped),
             ("both of another guest's", Box::new(to(peer, by_gateway(ROUTER), 9)), Fate::Dropped),
             ("an address of nobody's", Box::new(to(stranger, by_gateway(ROUTER), 9)), Fate::Dropped),
-            ("the gateway's address", Box::new(to(End { mac: me.mac, ..gateway }, by_gateway(ROUTER), 9)), Fate::Dropped),
+            (
+                "the gateway's address",
+                Box::new(to(End { mac: me.mac, ..gateway }, by_gateway(ROUTER), 9)),
+                Fate::Dropped,
+            ),
             ("a VLAN tag", Box::new(tagged), Fate::Dropped),
             ("IPv6", Box::new(|mark| ether(me.mac, [0x33, 0x33, 0, 0, 0, 1], 0x86dd, mark)), Fate::Dropped),
             ("metadata", Box::new(to(me, by_gateway(METADATA), 80)), Fate::Dropped),
@@ -96,7 +100,11 @@ fn each_guest_is_itself_and_alone() {
             ("the resolver's port, TCP", Box::new(|_| syn(me, gateway, (40_001, 53), 1460)), Fate::Answered),
             ("a service of the host's", Box::new(|_| syn(me, gateway, (40_002, 22), 1460)), Fate::Dropped),
             ("a service of the host's, UDP", Box::new(to(me, gateway, 69)), Fate::Dropped),
-            ("the host by its other address", Box::new(|_| syn(me, by_gateway(HOST), (40_003, 53), 1460)), Fate::Dropped),
+            (
+                "the host by its other address",
+                Box::new(|_| syn(me, by_gateway(HOST), (40_003, 53), 1460)),
+                Fate::Dropped,
+            ),
             ("echo of the host's other address", Box::new(|mark| echo(me, by_gateway(HOST), mark)), Fate::Dropped),
             ("loopback of the host's", Box::new(to(me, by_gateway(Ipv4Addr::LOCALHOST), 53)), Fate::Dropped),
             ("a source route's worth of nothing", Box::new(|mark| ipv4(me, gateway, 253, mark)), Fate::Dropped),
@@ -225,9 +233,8 @@ fn two_instances_do_not_notice_each_other() {
         let (a, b) = (lab.guest(ONE, net, 0), lab.guest(OTHER, other_net, 0));
         let (me, other) = (lab.end(a), lab.end(b));
         let others_gateway = End { mac: [0x02, 1, 2, 3, 0xff, 0xff], ip: other_net.gateway };
-        let out = |from: End, gateway: End, mark: &[u8]| {
-            udp(from, End { mac: gateway.mac, ip: ROUTER }, (40_000, 9), mark)
-        };
+        let out =
+            |from: End, gateway: End, mark: &[u8]| udp(from, End { mac: gateway.mac, ip: ROUTER }, (40_000, 9), mark);
         let gateway = by_gateway(net.gateway);
         expect(&lab, "one out", a, &out(me, gateway, b"one out"), b"one out", Fate::At(AT_UPLINK));
         expect(&lab, "other out", b, &out(other, others_gateway, b"other out"), b"other out", Fate::At(AT_UPLINK));
@@ -238,11 +245,8 @@ fn two_instances_do_not_notice_each_other() {
         let knock = echo(me, by_gateway(other_net.gateway), b"other gateway");
         expect(&lab, "the other's gateway", a, &knock, b"other gateway", Fate::Dropped);
         // Neither the other's network nor anything of its is made by, or goes with, the first.
-        let overlapping = PrivilegedOperation::EnsureBridge {
-            instance: ONE,
-            bridge: "bbabcdef".parse().unwrap(),
-            subnet: other_net,
-        };
+        let overlapping =
+            PrivilegedOperation::EnsureBridge { instance: ONE, bridge: "bbabcdef".parse().unwrap(), subnet: other_net };
         assert!(lab.perform(&overlapping).unwrap_err().to_string().contains("overlaps"));
         lab.done(&PrivilegedOperation::RemoveInstance { instance: ONE });
         let still = out(other, others_gateway, b"still there");
