@@ -10,6 +10,7 @@ mod exec;
 mod figures;
 mod footprint;
 mod list;
+mod network;
 mod stdin;
 
 use crate::artifacts;
@@ -47,10 +48,11 @@ pub(crate) struct Options {
 type Measurement = fn(&Case<'_>) -> Result<Vec<Figure>, Stop>;
 
 /// Each measurement makes figures and leaves no VM. Footprint comes first: it wants a daemon that has done nothing yet.
-const ALL: [(&str, Measurement); 6] = [
+const ALL: [(&str, Measurement); 7] = [
     ("footprint", footprint::measure),
     ("create", create::measure),
     ("list", list::measure),
+    ("network", network::measure),
     ("boot", boot::measure),
     ("exec", exec::measure),
     ("stdin", stdin::measure),
