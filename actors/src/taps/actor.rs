@@ -193,6 +193,7 @@ impl TapPool {
                 self.listed = true;
                 self.retry = RETRY_FIRST;
                 self.settle_grants(ctx);
+                self.pool.keep_only(&taps);
                 let mut effects = self.pool.found(taps);
                 effects.extend(self.pool.refill());
                 self.carry_out(effects, ctx);
@@ -273,8 +274,12 @@ impl TapPool {
         }
     }
 
-    /// Looks after the rules while somebody relies on them.
+    /// Looks whether free taps are still there, and after the rules while somebody relies on them.
     fn check(&mut self, ctx: &mut Context<Self>) {
+        if !self.retrying {
+            self.listed = false;
+            self.settle(ctx);
+        }
         if self.pool.leased() == 0 {
             return;
         }

@@ -204,3 +204,17 @@ fn a_pool_that_is_dry_says_how_large_it_is() {
     }
     assert_eq!(pool.lease(vm(9), None).unwrap_err().to_string(), "all 2 addresses of the VMs' network are taken");
 }
+
+#[test]
+fn free_taps_that_somebody_removed_are_made_again() {
+    let mut pool = Pool::new((0..9).map(TapNumber), 2);
+    for effect in pool.refill() {
+        let Effect::Make(number) = effect else { panic!("{effect:?}") };
+        pool.made(number, Ok(()));
+    }
+    pool.lease(vm(1), Some(TapNumber(0))).unwrap();
+    // The one that is held is not the pool's to forget: its VM runs on it, or finds out.
+    pool.keep_only(&[]);
+    assert_eq!((pool.ready(), pool.leased()), (0, 1));
+    assert_eq!(pool.refill(), [Effect::Make(TapNumber(1)), Effect::Make(TapNumber(2))]);
+}
