@@ -120,9 +120,7 @@ impl Client {
         match self.greet(absent).await? {
             Ok(reader) => Ok(reader),
             // A daemon that was ending took the connection along before it said a word, and nothing was asked of it yet.
-            Err(ReadError::NoHello | ReadError::Io(_)) => {
-                self.greet(absent).await?.map_err(|error| self.refused(&error))
-            }
+            Err(ReadError::NoHello | ReadError::Io(_)) => self.greet(absent).await?.map_err(|error| self.refused(&error)),
             Err(error) => Err(self.refused(&error)),
         }
     }

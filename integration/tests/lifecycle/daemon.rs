@@ -66,9 +66,7 @@ fn a_start_waits_for_the_one_before_to_end() {
     let lock = std::fs::File::open(environment.path("state/daemon.lock")).unwrap();
     lock.lock().unwrap();
     let client = environment.spawn(environment.command("banger").args(["vm", "list", "--json"]));
-    until("a daemon is refused", || {
-        environment.line("daemon logs").success().contains("another bangerd").then_some(())
-    });
+    until("a daemon is refused", || environment.line("daemon logs").success().contains("another bangerd").then_some(()));
     drop(lock);
     assert_eq!(environment.output(client.wait_with_output().unwrap()).json(), serde_json::json!([]));
     environment.finish();
