@@ -34,3 +34,7 @@ pub const VM_DISK_MIN_BYTES: u64 = 64 << 20;
 pub const VM_DISK_MAX_BYTES: u64 = 8 << 40;
 /// How many taps an instance may have: the ports of one Linux bridge (`BR_MAX_PORTS` - 1, `net/bridge/br_private.h`).
 pub const TAPS_MAX: u16 = 1023;
+/// How many things one VM may be allowed to reach (`--net-allow`).
+pub const NET_ALLOW_MAX: usize = 32;
+/// How many grants an instance may have: 32 for each of 512 VMs; all of them fit into one frame and one transaction.
+pub const GRANTS_MAX: usize = 16 << 10;

@@ -1,8 +1,10 @@
 //! What a VM is asked to be, and what is told about one.
 
-use crate::ids::{ImageName, KernelName, VmId, VmName};
+use crate::ids::{ImageName, KernelName, VmId, VmName, VmRef};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::net::Ipv4Addr;
+use std::str::FromStr;
 
 /// Where a VM's network goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,6 +15,52 @@ pub enum NetworkMode {
     Nat,
     /// No network device at all.
     None,
+}
+
+/// What a VM may reach beyond what its network lets every VM reach. Append only.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetAllow {
+    /// Another VM of the same instance; answers come back, connections the other way do not.
+    Vm(VmRef),
+    /// A TCP port of the host, at the gateway's address.
+    HostTcp(u16),
+    /// A UDP port of the host, at the gateway's address.
+    HostUdp(u16),
+}
+
+/// Says why a `--net-allow` was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is nothing that can be allowed: use `vm:NAME`, `host:PORT` or `host:PORT/udp`")]
+pub struct InvalidNetAllow(String);
+
+impl FromStr for NetAllow {
+    type Err = InvalidNetAllow;
+    fn from_str(text: &str) -> Result<Self, InvalidNetAllow> {
+        let invalid = || InvalidNetAllow(text.chars().take(160).collect());
+        if let Some(vm) = text.strip_prefix("vm:") {
+            return vm.parse().map(Self::Vm).map_err(|_| invalid());
+        }
+        let port = text.strip_prefix("host:").ok_or_else(invalid)?;
+        let (digits, udp) = match port.split_once('/') {
+            None | Some((_, "tcp")) => (port.trim_end_matches("/tcp"), false),
+            Some((digits, "udp")) => (digits, true),
+            Some(_) => return Err(invalid()),
+        };
+        let number = digits.parse::<u16>().ok().filter(|n| *n != 0 && digits.bytes().all(|b| b.is_ascii_digit()));
+        let number = number.ok_or_else(invalid)?;
+        Ok(if udp { Self::HostUdp(number) } else { Self::HostTcp(number) })
+    }
+}
+
+impl fmt::Display for NetAllow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vm(vm) => write!(f, "vm:{vm}"),
+            Self::HostTcp(port) => write!(f, "host:{port}"),
+            Self::HostUdp(port) => write!(f, "host:{port}/udp"),
+        }
+    }
 }
 
 /// What a caller waits for. Ordered: each level includes those before it.
@@ -111,6 +159,8 @@ pub struct VmSpec {
     pub memory_mib: Option<u32>,
     pub disk_bytes: Option<u64>,
     pub network: NetworkMode,
+    /// At most [`crate::limits::NET_ALLOW_MAX`].
+    pub net_allow: Vec<NetAllow>,
     pub labels: Vec<(String, String)>,
     pub restart: RestartPolicy,
     pub lifetime: Lifetime,
@@ -126,6 +176,7 @@ impl Default for VmSpec {
             memory_mib: None,
             disk_bytes: None,
             network: NetworkMode::Nat,
+            net_allow: Vec::new(),
             labels: Vec::new(),
             restart: RestartPolicy::No,
             lifetime: Lifetime::Kept,
@@ -145,6 +196,8 @@ pub struct VmView {
     pub kernel: KernelName,
     pub size: VmSize,
     pub network: NetworkMode,
+    /// VMs by the names that they have now; one that is gone by its id.
+    pub net_allow: Vec<NetAllow>,
     pub address: Option<Ipv4Addr>,
     pub labels: Vec<(String, String)>,
     pub restart: RestartPolicy,
@@ -168,3 +221,32 @@ pub struct VmView {
 /// The public half of an ed25519 key (RFC 8032). Text is made of it where people read it: lists are long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SshPublicKey(pub [u8; 32]);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_be_allowed_reads_as_it_prints() {
+        for text in ["vm:web", "vm:00ff10a0b0c0d0e0", "host:8080", "host:1", "host:65535/udp"] {
+            assert_eq!(text.parse::<NetAllow>().unwrap().to_string(), text);
+        }
+        assert_eq!("host:80/tcp".parse(), Ok(NetAllow::HostTcp(80)));
+        for bad in [
+            "",
+            "vm:",
+            "vm:A",
+            "vm:a b",
+            "web",
+            "host:",
+            "host:0",
+            "host:65536",
+            "host:+1",
+            "host:80/sctp",
+            "host:a/udp",
+            "10.0.0.1:80",
+        ] {
+            assert!(bad.parse::<NetAllow>().is_err(), "{bad}");
+        }
+    }
+}

@@ -52,6 +52,11 @@ where
     text.parse().unwrap()
 }
 
+fn grants() -> Vec<Grant> {
+    let to = [GrantTarget::Tap(TapNumber(2)), GrantTarget::Tcp(8080), GrantTarget::Udp(69)];
+    to.map(|to| Grant { from: TapNumber(1), to }).to_vec()
+}
+
 fn size() -> VmSize {
     VmSize {
         vcpus: 2,
@@ -72,10 +77,15 @@ fn spec() -> VmSpec {
         memory_mib: Some(512),
         disk_bytes: Some(4 << 30),
         network: NetworkMode::None,
+        net_allow: net_allow(),
         labels: vec![("team".into(), "core".into())],
         restart: RestartPolicy::Always,
         lifetime: Lifetime::Ephemeral,
     }
+}
+
+fn net_allow() -> Vec<NetAllow> {
+    vec![NetAllow::Vm(text("web")), NetAllow::HostTcp(80), NetAllow::HostUdp(69)]
 }
 
 fn exec() -> ExecSpec {
@@ -100,6 +110,7 @@ fn view() -> VmView {
         kernel: text("debian-cloud-6.12"),
         size: size(),
         network: NetworkMode::Nat,
+        net_allow: net_allow(),
         address: Some(Ipv4Addr::new(172, 16, 0, 2)),
         labels: vec![],
         restart: RestartPolicy::No,
@@ -296,12 +307,14 @@ fn privileged_samples() -> Vec<Sample> {
         ),
         owned("privileged.bind_dns", &request(PrivilegedOperation::BindDns { instance, bridge: bridge(), subnet })),
         owned("privileged.reply.dns_sockets", &answer(Ok(PrivilegedReply::DnsSockets))),
+        owned("privileged.set_grants", &request(PrivilegedOperation::SetGrants { instance, subnet, grants: grants() })),
         owned("privileged.reply.done", &answer(Ok(PrivilegedReply::Done))),
         owned(
             "privileged.reply.status",
             &answer(Ok(PrivilegedReply::Status { build: "0.1.0".into(), pid: 1, owner_uid: 1000 })),
         ),
         owned("privileged.reply.taps", &answer(Ok(PrivilegedReply::Taps(vec![TapNumber(1), TapNumber(300)])))),
+        owned("privileged.reply.rewritten", &answer(Ok(PrivilegedReply::Rewritten))),
         owned("privileged.reply.error", &answer(Err(WireError::new(ErrorKind::Host, "no")))),
     ]
 }

@@ -7,6 +7,7 @@ use crate::supervise::{Panicked, guard_future};
 use actix::{Actor, AtomicResponse, Context, Handler, Message, Recipient, Supervised};
 use messages::WireError;
 use messages::error::ErrorKind;
+use messages::privileged::PrivilegedReply;
 use std::cell::Cell;
 use std::rc::Rc;
 
@@ -22,9 +23,9 @@ pub enum Certainty {
     Fresh,
 }
 
-/// Brings the network about; returns once it is there.
+/// Brings the network about; returns once it is there, with how often its rules were written: new ones hold no grants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
-#[rtype(result = "Result<(), WireError>")]
+#[rtype(result = "Result<u64, WireError>")]
 pub struct EnsureNetwork(pub Certainty);
 
 /// Bridge and NAT of this instance.
@@ -36,13 +37,15 @@ pub struct Network {
     names: Option<Recipient<ServeBridge>>,
     /// True once the plan was carried out and nobody has missed anything since.
     there: Rc<Cell<bool>>,
+    /// How often the helper wrote the rules.
+    writings: Rc<Cell<u64>>,
 }
 
 impl Network {
     /// A network that is brought about when it is first needed.
     #[must_use]
     pub fn new(settings: NetworkSettings, helper: Recipient<Perform>) -> Self {
-        Self { settings, helper, names: None, there: Rc::new(Cell::new(false)) }
+        Self { settings, helper, names: None, there: Rc::new(Cell::new(false)), writings: Rc::new(Cell::new(0)) }
     }
 
     /// Has names served on the bridge, before the first guest is told whom to ask.
@@ -68,22 +71,26 @@ impl Supervised for Network {
 
 impl Handler<EnsureNetwork> for Network {
     // One at a time: those who ask meanwhile find it done.
-    type Result = AtomicResponse<Self, Result<(), WireError>>;
+    type Result = AtomicResponse<Self, Result<u64, WireError>>;
 
     fn handle(&mut self, EnsureNetwork(certainty): EnsureNetwork, _: &mut Self::Context) -> Self::Result {
-        let there = Rc::clone(&self.there);
+        let (there, writings) = (Rc::clone(&self.there), Rc::clone(&self.writings));
         let helper = self.helper.clone();
         let names = self.names.clone();
         let operations = plan(&self.settings);
         guard_future(self, async move {
             if there.get() && certainty == Certainty::Remembered {
-                return Ok(());
+                return Ok(writings.get());
             }
             there.set(false);
             for operation in operations {
                 let sent = helper.send(Perform(operation)).await;
-                sent.map_err(|e| WireError::from_error(ErrorKind::Unavailable, &e))?
+                let reply = sent
+                    .map_err(|e| WireError::from_error(ErrorKind::Unavailable, &e))?
                     .map_err(|e| e.context("cannot set the VMs' network up"))?;
+                if reply == PrivilegedReply::Rewritten {
+                    writings.set(writings.get() + 1);
+                }
             }
             // Names are a comfort: a network without them is there all the same.
             if let Some(names) = names
@@ -92,7 +99,7 @@ impl Handler<EnsureNetwork> for Network {
                 tracing::warn!(%error, "names are not served on the bridge");
             }
             there.set(true);
-            Ok::<_, WireError>(())
+            Ok::<_, WireError>(writings.get())
         })
     }
 }

@@ -13,7 +13,8 @@ use actix::{
 };
 use messages::error::{ErrorKind, WireError};
 use messages::ids::{ImageName, KernelName, RequestId, VmId, VmName, VmRef};
-use messages::vm::{VmSize, VmSpec, VmState, VmView};
+use messages::limits::NET_ALLOW_MAX;
+use messages::vm::{NetAllow, NetworkMode, VmSize, VmSpec, VmState, VmView};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -158,6 +159,53 @@ impl Registry {
             }
         }
         taken
+    }
+
+    /// What is allowed, with VMs by their ids.
+    fn resolve_allowed(&self, spec: &VmSpec) -> Result<Vec<NetAllow>, WireError> {
+        let count = spec.net_allow.len();
+        if count > NET_ALLOW_MAX {
+            let sentence = format!("{count} times `--net-allow` is more than {NET_ALLOW_MAX}");
+            return Err(WireError::new(ErrorKind::Usage, sentence));
+        }
+        if count > 0 && spec.network == NetworkMode::None {
+            let sentence = "a VM without a network can be allowed nothing";
+            return Err(WireError::new(ErrorKind::Usage, sentence).hint("leave `--net none` or `--net-allow` out"));
+        }
+        let resolve = |allowed: &NetAllow| match allowed {
+            NetAllow::Vm(reference) => {
+                let vm = self.names.resolve(reference).map_err(|e| e.context("cannot allow what does not exist"))?;
+                if self.vms.get(&vm).is_some_and(|entry| entry.view().network == NetworkMode::None) {
+                    return Err(WireError::new(
+                        ErrorKind::Usage,
+                        format!("VM `{reference}` has no network to be reached by"),
+                    ));
+                }
+                Ok(NetAllow::Vm(vm.to_string().parse().expect("an id is a reference")))
+            }
+            NetAllow::HostTcp(0) | NetAllow::HostUdp(0) => {
+                Err(WireError::new(ErrorKind::Usage, "port 0 is nothing that can be allowed"))
+            }
+            NetAllow::HostTcp(_) | NetAllow::HostUdp(_) => Ok(allowed.clone()),
+        };
+        spec.net_allow.iter().map(resolve).collect()
+    }
+
+    /// The view as people know it: what is allowed by the names that VMs have now.
+    fn with_names(&self, view: Arc<VmView>) -> Arc<VmView> {
+        if !view.net_allow.iter().any(|allowed| matches!(allowed, NetAllow::Vm(_))) {
+            return view;
+        }
+        let mut named = view.as_ref().clone();
+        for allowed in &mut named.net_allow {
+            if let NetAllow::Vm(id) = allowed
+                && let Some(entry) = id.as_str().parse().ok().and_then(|id: VmId| self.vms.get(&id))
+                && let Ok(name) = entry.view().name.as_str().parse()
+            {
+                *allowed = NetAllow::Vm(name);
+            }
+        }
+        Arc::new(named)
     }
 
     fn ticket(vm: VmId, ctx: &Context<Self>) -> Ticket {
@@ -322,6 +370,7 @@ impl actix::Handler<Create> for Registry {
             getrandom::fill(&mut bytes)
                 .map_err(|error| WireError::new(ErrorKind::Host, format!("the kernel gives no entropy: {error}")))?;
             let id = VmId(bytes);
+            let net_allow = self.resolve_allowed(&spec)?;
             let name = spec.name.clone().unwrap_or_else(|| self.names.draw());
             self.names.take(&name, id)?;
             self.requests.insert(request, id);
@@ -345,6 +394,7 @@ impl actix::Handler<Create> for Registry {
                 started_at_ms: None,
                 last_error: None,
                 ssh_host_key: None,
+                net_allow,
             };
             let (vm, watch) = Vm::create(record, start, self.context.vm.clone(), Self::ticket(id, ctx));
             self.make_known(id, &watch, ctx);
@@ -359,7 +409,7 @@ impl actix::Handler<Create> for Registry {
 #[rtype(result = "Result<Option<VmId>, WireError>")]
 pub struct Check {
     pub request: RequestId,
-    pub name: Option<VmName>,
+    pub spec: VmSpec,
     pub size: VmSize,
     pub start: bool,
     pub disk: DiskFacts,
@@ -380,7 +430,8 @@ impl actix::Handler<Check> for Registry {
             if message.start {
                 admission::admit_memory(&message.size, &taken, &self.context.host)?;
             }
-            if let Some(name) = &message.name {
+            self.resolve_allowed(&message.spec)?;
+            if let Some(name) = &message.spec.name {
                 let probe = VmId([0; 8]);
                 self.names.take(name, probe)?;
                 self.names.drop_vm(probe);
@@ -440,7 +491,7 @@ impl actix::Handler<Show> for Registry {
             let vm = self.names.resolve(&reference)?;
             self.vms
                 .get(&vm)
-                .map(Entry::view)
+                .map(|entry| self.with_names(entry.view()))
                 .ok_or_else(|| WireError::new(ErrorKind::NotFound, format!("VM {reference} is gone")))
         })
     }
@@ -457,7 +508,7 @@ impl actix::Handler<List> for Registry {
     fn handle(&mut self, _: List, ctx: &mut Self::Context) -> Self::Result {
         guard(ctx, |_| {
             self.sweep();
-            let mut views: Vec<_> = self.vms.values().map(Entry::view).collect();
+            let mut views: Vec<_> = self.vms.values().map(|entry| self.with_names(entry.view())).collect();
             views.sort_by_key(|view| (view.created_at_ms, view.id));
             Ok(views)
         })

@@ -41,7 +41,7 @@ async fn make(
     let begun = Instant::now();
     let size = decide_size(&spec, &context.config.vm_defaults, &context.host)?;
     let disk = context.disk().await?;
-    let check = Check { request, name: spec.name.clone(), size, start, disk };
+    let check = Check { request, spec: spec.clone(), size, start, disk };
     if let Some(vm) = ask(&context.registry, check).await? {
         return ask(&context.registry, Get { reference: reference(vm)?, to_start: false }).await;
     }

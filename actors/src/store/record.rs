@@ -3,7 +3,7 @@
 use crate::ssh::HostKey;
 use messages::ids::{BootNonce, ImageName, KernelName, OperationId, RequestId, VmId, VmName};
 use messages::privileged::TapNumber;
-use messages::vm::{Lifetime, NetworkMode, RestartPolicy, VmSize};
+use messages::vm::{Lifetime, NetAllow, NetworkMode, RestartPolicy, VmSize};
 use rusqlite::types::Type;
 use rusqlite::{Row, ToSql, named_params};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -65,14 +65,16 @@ pub struct VmRecord {
     pub last_error: Option<String>,
     /// What its SSH server proves itself with. Made with the first boot.
     pub ssh_host_key: Option<HostKey>,
+    /// VMs by their ids: names change, and come back for others.
+    pub net_allow: Vec<NetAllow>,
 }
 
 /// The columns in the order of [`VmRecord::from_row`].
 pub(super) const COLUMNS: &str = "id, name, request, phase, image, kernel, size, network, tap, labels, restart, lifetime, \
-    nonce, operation, was_ready, created_at_ms, started_at_ms, last_error, ssh_host_key";
+    nonce, operation, was_ready, created_at_ms, started_at_ms, last_error, ssh_host_key, net_allow";
 /// Their parameters, as [`VmRecord::bind`] names them.
 pub(super) const PARAMETERS: &str = ":id, :name, :request, :phase, :image, :kernel, :size, :network, :tap, :labels, :restart, \
-    :lifetime, :nonce, :operation, :was_ready, :created_at_ms, :started_at_ms, :last_error, :ssh_host_key";
+    :lifetime, :nonce, :operation, :was_ready, :created_at_ms, :started_at_ms, :last_error, :ssh_host_key, :net_allow";
 
 /// Words and lists are kept as JSON text, so that `sqlite3` shows them to people.
 fn text<T: Serialize>(value: &T) -> rusqlite::Result<String> {
@@ -122,6 +124,7 @@ impl VmRecord {
             started_at_ms: row.get::<_, Option<i64>>(16)?.map(|_| unsigned(row, 16)).transpose()?,
             last_error: row.get(17)?,
             ssh_host_key: row.get::<_, Option<_>>(18)?.map(HostKey::from_bytes),
+            net_allow: column(row, 19)?,
         })
     }
 
@@ -151,6 +154,7 @@ impl VmRecord {
             ":started_at_ms": started,
             ":last_error": self.last_error.as_deref(),
             ":ssh_host_key": optional(self.ssh_host_key.as_ref().map(|key| key.as_bytes().as_slice())),
+            ":net_allow": text(&self.net_allow)?,
         })
     }
 }

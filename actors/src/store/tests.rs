@@ -2,7 +2,7 @@
 
 use super::*;
 use messages::privileged::TapNumber;
-use messages::vm::{Lifetime, NetworkMode, Provenance, RestartPolicy, VmSize};
+use messages::vm::{Lifetime, NetAllow, NetworkMode, Provenance, RestartPolicy, VmSize};
 use sha2::{Digest as _, Sha256};
 
 fn record(id: u8, name: &str) -> VmRecord {
@@ -33,6 +33,7 @@ fn record(id: u8, name: &str) -> VmRecord {
         started_at_ms: Some(12),
         last_error: Some("it broke".into()),
         ssh_host_key: Some(crate::ssh::HostKey::from_bytes([5; 64])),
+        net_allow: vec![NetAllow::Vm("00ff10a0b0c0d0e0".parse().unwrap()), NetAllow::HostUdp(69)],
     }
 }
 
@@ -118,5 +119,5 @@ async fn a_newer_database_is_refused_and_left_alone() {
 fn migrations_are_never_edited() {
     let digests: Vec<String> =
         database::MIGRATIONS.iter().map(|sql| hex::encode(&Sha256::digest(sql.as_bytes())[..8])).collect();
-    assert_eq!(digests, ["50b7f2c329c29d80", "39f395d2769b87ac"]);
+    assert_eq!(digests, ["50b7f2c329c29d80", "39f395d2769b87ac", "f20421f7268dfb4a"]);
 }

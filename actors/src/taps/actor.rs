@@ -1,6 +1,7 @@
 //! The actor: carries the pool's effects out through the helper, and wakes whoever waits for a tap.
 
-use super::addresses::{TapLease, numbers};
+use super::addresses::TapLease;
+use super::grants::{Allowed, grants};
 use super::pool::{Effect, Pool};
 use crate::network::{Certainty, EnsureNetwork, NetworkSettings, UplinkSource};
 use crate::privileged::Perform;
@@ -10,7 +11,8 @@ use actix::{Actor, AsyncContext as _, Context, Recipient, Supervised};
 use messages::WireError;
 use messages::error::ErrorKind;
 use messages::ids::VmId;
-use messages::privileged::{PrivilegedOperation, PrivilegedReply, TapNumber};
+use messages::privileged::{Grant, PrivilegedOperation, PrivilegedReply, TapNumber, guest_taps};
+use messages::vm::NetAllow;
 use std::collections::HashMap;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -21,6 +23,8 @@ const MAILBOX: usize = 1024;
 /// How long to wait before the background work is tried again; doubles.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LAST: Duration = Duration::from_secs(60);
+/// How often the network of running VMs is looked after: a reload of the host's firewall may take the rules with it.
+const CHECK: Duration = Duration::from_secs(15);
 
 /// What a pool is made from.
 pub struct PoolSettings {
@@ -30,6 +34,8 @@ pub struct PoolSettings {
     pub uplink: Box<dyn UplinkSource>,
     /// Leases from before this daemon's start, from the store.
     pub leases: Vec<(VmId, TapNumber)>,
+    /// What VMs may reach, also from the store; VMs by their ids.
+    pub allow: HashMap<VmId, Vec<NetAllow>>,
 }
 
 impl std::fmt::Debug for PoolSettings {
@@ -48,6 +54,16 @@ pub struct TapPool {
     pub(super) pool: Pool,
     /// Who waits for which number. A waiter that left costs nothing; the lease stays until it is returned.
     pub(super) waiters: HashMap<TapNumber, Vec<oneshot::Sender<LeaseResult>>>,
+    /// What each VM with a lease may reach.
+    pub(super) allowed: Allowed,
+    /// What the kernel lets through; none where nobody knows.
+    applied: Option<Vec<Grant>>,
+    /// True while the helper writes grants.
+    granting: bool,
+    /// Who waits until the grants are as they should be.
+    pub(super) grant_waiters: Vec<oneshot::Sender<Result<(), WireError>>>,
+    /// How often the rules had been written when grants were last known.
+    writings: u64,
     /// True once `ListTaps` was answered: before that nobody knows what is surplus.
     listed: bool,
     /// True while its answer is awaited.
@@ -68,13 +84,18 @@ impl TapPool {
     /// A pool. It asks the helper for nothing before it is started.
     #[must_use]
     pub fn new(settings: PoolSettings, helper: Recipient<Perform>, network: Recipient<EnsureNetwork>) -> Self {
-        let pool = Pool::new(numbers(settings.network.subnet), settings.size);
+        let pool = Pool::new(guest_taps(settings.network.subnet), settings.size);
         Self {
             settings,
             helper,
             network,
             pool,
             waiters: HashMap::new(),
+            allowed: Allowed::new(),
+            applied: None,
+            granting: false,
+            grant_waiters: Vec::new(),
+            writings: 0,
             listed: false,
             listing: false,
             retry: RETRY_FIRST,
@@ -110,7 +131,11 @@ impl TapPool {
         }));
     }
 
-    fn tap_made(&mut self, number: TapNumber, result: Result<(), WireError>, ctx: &mut Context<Self>) {
+    fn tap_made(&mut self, number: TapNumber, result: Result<u64, WireError>, ctx: &mut Context<Self>) {
+        if let Ok(writings) = &result {
+            self.rules_seen(*writings, ctx);
+        }
+        let result = result.map(drop);
         let (_, effects) = self.pool.made(number, result.as_ref().copied().map_err(|_| ()));
         let waiters = self.waiters.remove(&number).unwrap_or_default();
         if let Err(error) = &result {
@@ -148,6 +173,7 @@ impl TapPool {
     /// Finds what earlier daemons left, then fills the pool up. Leases do not wait for it.
     fn settle(&mut self, ctx: &mut Context<Self>) {
         if self.listed {
+            self.settle_grants(ctx);
             let effects = self.pool.refill();
             return self.carry_out(effects, ctx);
         }
@@ -166,6 +192,8 @@ impl TapPool {
             Ok(PrivilegedReply::Taps(taps)) => {
                 self.listed = true;
                 self.retry = RETRY_FIRST;
+                self.settle_grants(ctx);
+                self.pool.keep_only(&taps);
                 let mut effects = self.pool.found(taps);
                 effects.extend(self.pool.refill());
                 self.carry_out(effects, ctx);
@@ -179,6 +207,89 @@ impl TapPool {
                 self.retry_later(ctx);
             }
         }
+    }
+
+    /// What has to be let through now.
+    fn wanted_grants(&self) -> Vec<Grant> {
+        grants(&self.pool.leases(), &self.allowed)
+    }
+
+    /// Whether the kernel lets through exactly what it has to.
+    pub(super) fn grants_are_settled(&self) -> bool {
+        self.applied.as_ref().is_some_and(|applied| *applied == self.wanted_grants())
+    }
+
+    /// The rules were written so often by now: new ones hold no grants.
+    fn rules_seen(&mut self, writings: u64, ctx: &mut Context<Self>) {
+        if writings != self.writings {
+            self.writings = writings;
+            self.applied = Some(Vec::new());
+            self.settle_grants(ctx);
+        }
+    }
+
+    /// Brings the kernel's grants in line, one transaction at a time, and tells those who wait.
+    pub(super) fn settle_grants(&mut self, ctx: &mut Context<Self>) {
+        if self.granting {
+            return;
+        }
+        if self.grants_are_settled() {
+            return self.answer_grant_waiters(&Ok(()));
+        }
+        self.granting = true;
+        let NetworkSettings { instance, subnet, .. } = self.settings.network;
+        let (wanted, writings) = (self.wanted_grants(), self.writings);
+        let operation = PrivilegedOperation::SetGrants { instance, subnet, grants: wanted.clone() };
+        let set = set_grants(self.helper.clone(), self.network.clone(), operation, wanted.is_empty());
+        ctx.spawn(set.into_actor(self).map(move |result, pool, ctx| {
+            pool.granting = false;
+            // Rules that were written meanwhile hold the grants, or do not.
+            let known = (pool.writings == writings).then_some(wanted);
+            guard_unit(ctx, |ctx| pool.grants_set(known, result, ctx));
+        }));
+    }
+
+    fn grants_set(&mut self, grants: Option<Vec<Grant>>, result: Result<(), WireError>, ctx: &mut Context<Self>) {
+        match result {
+            Ok(()) => {
+                self.applied = grants;
+                self.settle_grants(ctx);
+            }
+            Err(error) => {
+                self.applied = None;
+                if self.grant_waiters.is_empty() {
+                    debug!(%error, "cannot set grants");
+                }
+                self.answer_grant_waiters(&Err(error));
+                self.retry_later(ctx);
+            }
+        }
+    }
+
+    fn answer_grant_waiters(&mut self, result: &Result<(), WireError>) {
+        for waiter in self.grant_waiters.drain(..) {
+            if waiter.send(result.clone()).is_err() {
+                debug!("whoever waited for grants has left");
+            }
+        }
+    }
+
+    /// Looks whether free taps are still there, and after the rules while somebody relies on them.
+    fn check(&mut self, ctx: &mut Context<Self>) {
+        if !self.retrying {
+            self.listed = false;
+            self.settle(ctx);
+        }
+        if self.pool.leased() == 0 {
+            return;
+        }
+        let ensured = ensure(self.network.clone(), Certainty::Fresh);
+        ctx.spawn(ensured.into_actor(self).map(|result, pool, ctx| {
+            guard_unit(ctx, |ctx| match result {
+                Ok(writings) => pool.rules_seen(writings, ctx),
+                Err(error) => debug!(%error, "cannot look after the network"),
+            });
+        }));
     }
 
     pub(super) fn refill_later(&mut self, ctx: &mut Context<Self>) {
@@ -209,10 +320,12 @@ impl Actor for TapPool {
         ctx.set_mailbox_capacity(MAILBOX);
         guard_unit(ctx, |ctx| {
             let leases = std::mem::take(&mut self.settings.leases);
+            self.allowed.extend(self.settings.allow.drain());
             let effects = self.pool.adopt(leases);
             self.carry_out(effects, ctx);
             self.settle(ctx);
         });
+        ctx.run_interval(CHECK, |pool, ctx| guard_unit(ctx, |ctx| pool.check(ctx)));
     }
 }
 
@@ -221,8 +334,10 @@ impl Supervised for TapPool {
     fn restarting(&mut self, _: &mut Self::Context) {
         let NetworkSettings { subnet, .. } = self.settings.network;
         self.settings.leases = self.pool.leases();
-        self.pool = Pool::new(numbers(subnet), self.settings.size);
+        self.pool = Pool::new(guest_taps(subnet), self.settings.size);
         self.waiters.clear();
+        self.grant_waiters.clear();
+        (self.applied, self.granting) = (None, false);
         (self.listed, self.listing, self.retrying) = (false, false, false);
     }
 }
@@ -232,18 +347,35 @@ async fn make_tap(
     helper: Recipient<Perform>,
     network: Recipient<EnsureNetwork>,
     operation: PrivilegedOperation,
-) -> Result<(), WireError> {
-    ensure(&network, Certainty::Remembered).await?;
+) -> Result<u64, WireError> {
+    let writings = ensure(network.clone(), Certainty::Remembered).await?;
     match perform(helper.clone(), operation.clone()).await {
         Err(error) if error.kind == ErrorKind::NotFound => {
-            ensure(&network, Certainty::Fresh).await?;
+            let writings = ensure(network, Certainty::Fresh).await?;
+            perform(helper, operation).await.map(|_| writings)
+        }
+        result => result.map(|_| writings),
+    }
+}
+
+/// Sets grants; where the rules are gone, brings the network about anew and tries once more. No rules hold no grants.
+async fn set_grants(
+    helper: Recipient<Perform>,
+    network: Recipient<EnsureNetwork>,
+    operation: PrivilegedOperation,
+    none: bool,
+) -> Result<(), WireError> {
+    match perform(helper.clone(), operation.clone()).await {
+        Err(error) if error.kind == ErrorKind::NotFound && none => Ok(()),
+        Err(error) if error.kind == ErrorKind::NotFound => {
+            ensure(network, Certainty::Fresh).await?;
             perform(helper, operation).await.map(drop)
         }
         result => result.map(drop),
     }
 }
 
-async fn ensure(network: &Recipient<EnsureNetwork>, certainty: Certainty) -> Result<(), WireError> {
+async fn ensure(network: Recipient<EnsureNetwork>, certainty: Certainty) -> Result<u64, WireError> {
     let sent = network.send(EnsureNetwork(certainty)).await;
     sent.map_err(|e| WireError::from_error(ErrorKind::Unavailable, &e))?
 }

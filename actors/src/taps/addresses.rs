@@ -3,14 +3,8 @@
 use crate::network::Uplink;
 use messages::guest::GuestNetwork;
 use messages::ids::{InstanceId, InterfaceName};
-use messages::limits::TAPS_MAX;
-use messages::privileged::{Subnet, TapNumber, tap_name};
+use messages::privileged::{Subnet, TapNumber, guest_address, guest_mac, tap_name};
 use std::net::Ipv4Addr;
-
-/// The first octet of a guest's hardware address: locally administered, unicast, and not that of the bridge (02).
-const MAC_PREFIX: u8 = 0x06;
-/// The network's own address and, as a rule, the gateway come first.
-const FIRST_HOST: u32 = 2;
 
 /// A tap that a VM holds, and the network as its guest sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,13 +21,11 @@ pub struct TapLease {
 
 impl TapLease {
     pub(super) fn new(instance: InstanceId, subnet: Subnet, number: TapNumber, uplink: Uplink) -> Self {
-        let [a, b, c] = instance.0;
-        let [high, low] = number.0.to_be_bytes();
         Self {
             number,
             name: tap_name(instance, number),
-            mac: [MAC_PREFIX, a, b, c, high, low],
-            address: address(subnet, number),
+            mac: guest_mac(instance, number),
+            address: guest_address(subnet, number).expect("the pool gives out numbers that have an address"),
             prefix: subnet.prefix,
             gateway: subnet.gateway,
             mtu: uplink.mtu,
@@ -47,20 +39,4 @@ impl From<TapLease> for GuestNetwork {
         let TapLease { mac, address, prefix, gateway, mtu, resolvers, .. } = lease;
         Self { mac, address, prefix, gateway, mtu, resolvers }
     }
-}
-
-fn network(subnet: Subnet) -> u32 {
-    let mask = u32::MAX.checked_shl(32 - u32::from(subnet.prefix)).unwrap_or(0);
-    u32::from(subnet.gateway) & mask
-}
-
-pub(super) fn address(subnet: Subnet, number: TapNumber) -> Ipv4Addr {
-    Ipv4Addr::from(network(subnet) + FIRST_HOST + u32::from(number.0))
-}
-
-/// Every number that has an address: not the gateway's, not the broadcast's, and no more than a bridge has ports.
-pub(super) fn numbers(subnet: Subnet) -> impl Iterator<Item = TapNumber> {
-    let size = 1_u32.checked_shl(32 - u32::from(subnet.prefix)).unwrap_or(u32::MAX);
-    let hosts = u16::try_from(size.saturating_sub(FIRST_HOST + 1)).unwrap_or(u16::MAX);
-    (0..hosts.min(TAPS_MAX)).map(TapNumber).filter(move |number| address(subnet, *number) != subnet.gateway)
 }

@@ -10,16 +10,20 @@ use messages::WireError;
 use messages::error::ErrorKind;
 use messages::ids::VmId;
 use messages::privileged::TapNumber;
+use messages::vm::NetAllow;
 use std::future::ready;
 use tokio::sync::oneshot;
 
-/// Gives a VM a tap: the one it holds, the one it wants if that is free, or any.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
+/// Gives a VM a tap: the one it holds, the one it wants if that is free, or any. What it was allowed is open then, and what
+/// the tap's former holder was allowed is not.
+#[derive(Clone, Debug, PartialEq, Eq, Message)]
 #[rtype(result = "Result<TapLease, WireError>")]
 pub struct Lease {
     pub vm: VmId,
     /// The number that it had before.
     pub wanted: Option<TapNumber>,
+    /// What it may reach; VMs by their ids.
+    pub allow: Vec<NetAllow>,
 }
 
 /// Takes a VM's tap back; none is fine.
@@ -58,27 +62,44 @@ pub struct PoolFigures {
 impl Handler<Lease> for TapPool {
     type Result = ResponseFuture<LeaseResult>;
 
-    fn handle(&mut self, Lease { vm, wanted }: Lease, ctx: &mut Context<Self>) -> Self::Result {
+    fn handle(&mut self, Lease { vm, wanted, allow }: Lease, ctx: &mut Context<Self>) -> Self::Result {
         let answer = guard(ctx, |ctx| {
             let (granted, effects) = self.pool.lease(vm, wanted).map_err(|dry| {
                 WireError::from_error(ErrorKind::Resources, &dry)
                     .hint("delete or stop a VM, or set a larger `cidr` in the config, or use `--net none`")
             })?;
+            self.allowed.insert(vm, allow);
             self.carry_out(effects, ctx);
             self.refill_later(ctx);
+            let settled = if self.grants_are_settled() {
+                None
+            } else {
+                let (waiter, settled) = oneshot::channel();
+                self.grant_waiters.push(waiter);
+                self.settle_grants(ctx);
+                Some(settled)
+            };
             Ok::<_, WireError>(match granted {
-                Granted::Now(number) => Answer::Now(self.lease_of(number)),
+                Granted::Now(number) => (Answer::Now(self.lease_of(number)), settled),
                 Granted::Soon(number) => {
                     let (waiter, granted) = oneshot::channel();
                     self.waiters.entry(number).or_default().push(waiter);
-                    Answer::Soon(granted)
+                    (Answer::Soon(granted), settled)
                 }
             })
         });
+        let restarted = || Err(Panicked("the tap pool restarted".to_owned()).into());
         match answer {
-            Ok(Answer::Now(lease)) => ready(Ok(lease)).boxed_local(),
-            Ok(Answer::Soon(granted)) => Box::pin(async move {
-                granted.await.unwrap_or_else(|_| Err(Panicked("the tap pool restarted".to_owned()).into()))
+            Ok((Answer::Now(lease), None)) => ready(Ok(lease)).boxed_local(),
+            Ok((answer, settled)) => Box::pin(async move {
+                let lease = match answer {
+                    Answer::Now(lease) => lease,
+                    Answer::Soon(granted) => granted.await.unwrap_or_else(|_| restarted())?,
+                };
+                if let Some(settled) = settled {
+                    settled.await.unwrap_or_else(|_| restarted().map(drop))?;
+                }
+                Ok(lease)
             }),
             Err(error) => ready(Err(error)).boxed_local(),
         }
@@ -96,7 +117,9 @@ impl Handler<Return> for TapPool {
     fn handle(&mut self, Return { vm }: Return, ctx: &mut Context<Self>) -> Self::Result {
         guard(ctx, |ctx| {
             let effects = self.pool.give_back(vm);
+            self.allowed.remove(&vm);
             self.carry_out(effects, ctx);
+            self.settle_grants(ctx);
             Ok(())
         })
     }
@@ -121,8 +144,10 @@ impl Handler<ReturnAll> for TapPool {
         guard(ctx, |ctx| {
             for (vm, _) in self.pool.leases().into_iter().filter(|(vm, _)| !except.contains(vm)) {
                 let effects = self.pool.give_back(vm);
+                self.allowed.remove(&vm);
                 self.carry_out(effects, ctx);
             }
+            self.settle_grants(ctx);
             Ok(())
         })
     }

@@ -121,6 +121,14 @@ impl Pool {
         effects
     }
 
+    /// Forgets free taps that are not there any more: somebody removed them.
+    pub(super) fn keep_only(&mut self, taps: &[TapNumber]) {
+        let is_gone = |number: &TapNumber, slot: &Slot| {
+            slot.holder.is_none() && slot.device == Device::Ready && !taps.contains(number)
+        };
+        self.slots.retain(|number, slot| !is_gone(number, slot));
+    }
+
     /// Gives the VM a tap: the one it holds, the one it wants, one that is ready, or a new one, in this order.
     pub(super) fn lease(&mut self, vm: VmId, wanted: Option<TapNumber>) -> Result<(Granted, Vec<Effect>), Dry> {
         let number = match self.held.get(&vm) {

@@ -12,7 +12,7 @@ use messages::error::{ErrorKind, WireError};
 use messages::guest::{AgentFrame, DaemonFrame, ExecSpec, GuestAnswer, GuestQuestion, SSH_PORT};
 use messages::ids::{BootNonce, ImageName, KernelName, OperationId, VmId, VmName};
 use messages::privileged::TapNumber;
-use messages::vm::SshPublicKey;
+use messages::vm::{NetAllow, SshPublicKey};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -100,8 +100,13 @@ impl Ports for HostPorts {
         self.artifacts.release(vm, image, kernel)
     }
 
-    fn lease_tap(&self, vm: VmId, wanted: Option<TapNumber>) -> BoxFuture<'static, Result<TapGrant, WireError>> {
-        self.taps.lease(vm, wanted)
+    fn lease_tap(
+        &self,
+        vm: VmId,
+        wanted: Option<TapNumber>,
+        allow: Vec<NetAllow>,
+    ) -> BoxFuture<'static, Result<TapGrant, WireError>> {
+        self.taps.lease(vm, wanted, allow)
     }
 
     fn return_tap(&self, vm: VmId) -> BoxFuture<'static, ()> {

@@ -6,6 +6,7 @@ use futures::future::BoxFuture;
 use messages::WireError;
 use messages::ids::{ImageName, KernelName, VmId, VmName};
 use messages::privileged::TapNumber;
+use messages::vm::NetAllow;
 
 /// Files to boot from, and who uses them.
 pub trait ArtifactSource: Send + Sync + 'static {
@@ -23,8 +24,13 @@ pub trait ArtifactSource: Send + Sync + 'static {
 
 /// Taps.
 pub trait TapSource: Send + Sync + 'static {
-    /// Leases a tap; again gives the same.
-    fn lease(&self, vm: VmId, wanted: Option<TapNumber>) -> BoxFuture<'static, Result<TapGrant, WireError>>;
+    /// Leases a tap; again gives the same. What is allowed is open before it answers.
+    fn lease(
+        &self,
+        vm: VmId,
+        wanted: Option<TapNumber>,
+        allow: Vec<NetAllow>,
+    ) -> BoxFuture<'static, Result<TapGrant, WireError>>;
     /// Gives it back; none is fine.
     fn give_back(&self, vm: VmId) -> BoxFuture<'static, ()>;
 }

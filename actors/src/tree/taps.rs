@@ -16,6 +16,7 @@ use messages::error::{ErrorKind, WireError};
 use messages::ids::VmId;
 use messages::privileged::{PrivilegedOperation, PrivilegedReply, TapNumber};
 use messages::reply::NamesView;
+use messages::vm::NetAllow;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
@@ -68,6 +69,7 @@ impl PoolTaps {
             size: usize::from(loaded.config.tap_pool_size),
             uplink: Box::new(GuestUplink(dns.clone())),
             leases: leases(records),
+            allow: records.iter().map(|record| (record.id, record.net_allow.clone())).collect(),
         };
         let (asked, keeper) = (helper.clone().recipient(), keeper.recipient());
         let pool = Supervisor::start(move |_| TapPool::new(settings, asked, keeper));
@@ -114,10 +116,15 @@ fn leases(records: &[VmRecord]) -> Vec<(VmId, TapNumber)> {
 }
 
 impl TapSource for PoolTaps {
-    fn lease(&self, vm: VmId, wanted: Option<TapNumber>) -> BoxFuture<'static, Result<TapGrant, WireError>> {
+    fn lease(
+        &self,
+        vm: VmId,
+        wanted: Option<TapNumber>,
+        allow: Vec<NetAllow>,
+    ) -> BoxFuture<'static, Result<TapGrant, WireError>> {
         let pool = self.pool.clone();
         Box::pin(async move {
-            let sent = pool.send(Lease { vm, wanted }).await;
+            let sent = pool.send(Lease { vm, wanted, allow }).await;
             let lease = sent.map_err(|error| WireError::from_error(ErrorKind::Unavailable, &error))??;
             Ok(TapGrant { number: lease.number, name: lease.name.clone(), guest: lease.into() })
         })

@@ -93,6 +93,7 @@ fn view(record: &VmRecord, state: VmState) -> VmView {
         kernel: record.kernel.clone(),
         size: record.size,
         network: record.network,
+        net_allow: record.net_allow.clone(),
         address: None,
         labels: record.labels.clone(),
         restart: record.restart,

@@ -256,7 +256,12 @@ impl Ports for World {
         Box::pin(std::future::ready(()))
     }
 
-    fn lease_tap(&self, vm: VmId, wanted: Option<TapNumber>) -> BoxFuture<'static, Result<TapGrant, WireError>> {
+    fn lease_tap(
+        &self,
+        vm: VmId,
+        wanted: Option<TapNumber>,
+        _: Vec<messages::vm::NetAllow>,
+    ) -> BoxFuture<'static, Result<TapGrant, WireError>> {
         if let Err(error) = self.failing("lease_tap") {
             return Box::pin(std::future::ready(Err(error)));
         }

@@ -7,7 +7,7 @@ use messages::guest::{AgentFrame, DaemonFrame, ExecSpec, GuestAnswer, GuestNetwo
 use messages::ids::{BootNonce, ImageName, InterfaceName, KernelName, OperationId, VmId, VmName};
 use messages::image::ImageConfig;
 use messages::privileged::TapNumber;
-use messages::vm::SshPublicKey;
+use messages::vm::{NetAllow, SshPublicKey};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -108,8 +108,13 @@ pub trait Ports: Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<Artifacts, WireError>>;
     /// Lets image and kernel go; not taken is fine.
     fn release_artifacts(&self, vm: VmId, image: ImageName, kernel: KernelName) -> BoxFuture<'static, ()>;
-    /// Leases a tap, the wanted one if it is free; again gives the same.
-    fn lease_tap(&self, vm: VmId, wanted: Option<TapNumber>) -> BoxFuture<'static, Result<TapGrant, WireError>>;
+    /// Leases a tap, the wanted one if it is free; again gives the same. What is allowed is open before it answers.
+    fn lease_tap(
+        &self,
+        vm: VmId,
+        wanted: Option<TapNumber>,
+        allow: Vec<NetAllow>,
+    ) -> BoxFuture<'static, Result<TapGrant, WireError>>;
     /// Gives the tap back; none is fine.
     fn return_tap(&self, vm: VmId) -> BoxFuture<'static, ()>;
     /// Makes the VM's directory.

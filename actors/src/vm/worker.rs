@@ -159,7 +159,10 @@ impl Worker {
             self.ports.artifacts(record.id, record.name.clone(), record.image.clone(), record.kernel.clone());
         let tap = async {
             match record.network {
-                NetworkMode::Nat => self.ports.lease_tap(record.id, record.tap).await.map(Some),
+                NetworkMode::Nat => {
+                    let allow = record.net_allow.clone();
+                    self.ports.lease_tap(record.id, record.tap, allow).await.map(Some)
+                }
                 NetworkMode::None => Ok(None),
             }
         };

@@ -4,6 +4,7 @@
 use super::args::{OwnerArgs, RootCommand};
 use super::client::Client;
 use super::failure::{Failure, Outcome};
+use super::leftovers;
 use actors::paths::Paths;
 use link::frames::{FrameReader, ReadError, send_hello, write_frame};
 use messages::error::{ErrorKind, WireError};
@@ -50,7 +51,7 @@ pub(super) async fn ask(paths: &Paths) -> Result<Option<HelperStatus>, Failure> 
             return Err(Failure::io(ErrorKind::Host, format!("failed to connect to `{}`", socket.display()), &error));
         }
     };
-    match tokio::time::timeout(DEADLINE, converse(stream)).await {
+    match tokio::time::timeout(DEADLINE, converse(stream, PrivilegedOperation::Status)).await {
         Ok(Ok(Ok(PrivilegedReply::Status { build, pid, owner_uid }))) => {
             Ok(Some(HelperStatus { build, pid, owner_uid }))
         }
@@ -62,11 +63,14 @@ pub(super) async fn ask(paths: &Paths) -> Result<Option<HelperStatus>, Failure> 
     }
 }
 
-async fn converse(mut stream: UnixStream) -> Result<Result<PrivilegedReply, WireError>, ReadError> {
+async fn converse(
+    mut stream: UnixStream,
+    operation: PrivilegedOperation,
+) -> Result<Result<PrivilegedReply, WireError>, ReadError> {
     send_hello(&mut stream).await?;
     let mut reader = FrameReader::new(stream, PRIVILEGED_FRAME_MAX);
     reader.hello().await?;
-    let request = PrivilegedRequest { number: 1, operation: PrivilegedOperation::Status };
+    let request = PrivilegedRequest { number: 1, operation };
     write_frame(reader.get_mut(), &request, PRIVILEGED_FRAME_MAX).await?;
     let response: Option<PrivilegedResponse> = reader.message().await?;
     response.map(|response| response.result).ok_or(ReadError::NoHello)
@@ -139,6 +143,7 @@ async fn stop(client: &Client, args: &OwnerArgs) -> Outcome {
     };
     let pid = i32::try_from(status.pid).ok().filter(|pid| *pid > 1);
     let pid = pid.ok_or_else(|| Failure::new(ErrorKind::Protocol, "the helper names no process"))?;
+    let removed = remove_idle(client, status.owner_uid).await;
     kill(Pid::from_raw(pid), Signal::SIGTERM)
         .map_err(|errno| Failure::io(ErrorKind::Host, format!("failed to signal process {pid}"), &errno))?;
     let began = Instant::now();
@@ -148,8 +153,26 @@ async fn stop(client: &Client, args: &OwnerArgs) -> Outcome {
         }
         tokio::time::sleep(INTERVAL).await;
     }
-    client.output.remark("the helper stopped; the network of running VMs stays");
+    client.output.remark(match removed {
+        0 => "the helper stopped; the network of running VMs stays",
+        _ => "the helper stopped; networks that no VM used are removed",
+    });
     Ok(0)
+}
+
+/// Removes the owner's networks that no VM uses; says how many. What cannot be removed stays for the next helper.
+async fn remove_idle(client: &Client, owner_uid: u32) -> usize {
+    let mut removed = 0;
+    for instance in leftovers::idle_instances(owner_uid) {
+        let Ok(stream) = UnixStream::connect(&client.paths.root_socket).await else { break };
+        let operation = PrivilegedOperation::RemoveInstance { instance };
+        match tokio::time::timeout(DEADLINE, converse(stream, operation)).await {
+            Ok(Ok(Ok(_))) => removed += 1,
+            Ok(Ok(Err(error))) => client.output.warn(&error.to_string()),
+            Ok(Err(_)) | Err(_) => client.output.warn("the helper does not answer; an unused network stays"),
+        }
+    }
+    removed
 }
 
 async fn status(client: &Client, args: &OwnerArgs) -> Outcome {

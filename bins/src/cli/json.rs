@@ -20,6 +20,7 @@ pub(super) fn vm(view: &VmView) -> Value {
         "kernel": view.kernel,
         "size": size(&view.size),
         "network": view.network,
+        "net_allow": view.net_allow.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "address": view.address,
         "labels": labels(&view.labels),
         "restart": view.restart,

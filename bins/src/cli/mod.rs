@@ -15,6 +15,7 @@ mod failure;
 mod helper;
 mod human;
 mod json;
+mod leftovers;
 mod logs;
 mod output;
 mod parse;

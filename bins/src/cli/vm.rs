@@ -65,6 +65,7 @@ pub(super) fn spec(args: SpecArgs, restart: RestartPolicy, lifetime: Lifetime) -
         memory_mib: args.memory,
         disk_bytes: args.disk_size,
         network: args.net,
+        net_allow: args.net_allow,
         labels: args.labels,
         restart,
         lifetime,
@@ -224,6 +225,8 @@ fn details(view: &VmView) -> Vec<(&'static str, String)> {
     ];
     let mut push = |key, value: Option<String>| rows.extend(value.map(|value| (key, value)));
     push("started", view.started_at_ms.map(human::timestamp));
+    let allowed: Vec<String> = view.net_allow.iter().map(ToString::to_string).collect();
+    push("may reach", (!allowed.is_empty()).then(|| allowed.join(", ")));
     push("address", view.address.map(|address| address.to_string()));
     push("vmm pid", view.vmm_pid.map(|pid| pid.to_string()));
     push("operations", (view.operations > 0).then(|| view.operations.to_string()));

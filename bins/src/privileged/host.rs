@@ -2,7 +2,7 @@
 //!
 //! Only checked values arrive here ([`super::validate`]); the trait decides nothing.
 
-use super::nft::Table;
+use super::nft::{DockerRule, KnownRule, Set, Table};
 use messages::ids::InterfaceName;
 use std::future::Future;
 use std::io;
@@ -98,8 +98,9 @@ pub(super) trait Host: Send + 'static {
     fn create_tap(&mut self, name: &InterfaceName, owner: u32) -> impl Future<Output = HostResult<()>> + Send;
     /// Changes an interface.
     fn change_link(&mut self, link: &Link, change: &LinkChange) -> impl Future<Output = HostResult<()>> + Send;
-    /// Keeps a bridge port from reaching other isolated ports.
-    fn isolate_port(&mut self, link: &Link) -> impl Future<Output = HostResult<()>> + Send;
+    /// Keeps a bridge port from reaching other isolated ports, and from telling the bridge who lives behind it: that is
+    /// `guest`, whatever frames say.
+    fn isolate_port(&mut self, link: &Link, guest: [u8; 6]) -> impl Future<Output = HostResult<()>> + Send;
     /// Removes an interface; one that is gone already is fine.
     fn delete_link(&mut self, link: &Link) -> impl Future<Output = HostResult<()>> + Send;
     /// Gives an interface an address; one that it has already is fine.
@@ -124,8 +125,20 @@ pub(super) trait Host: Send + 'static {
     fn revert_names(&mut self, link: &Link) -> impl Future<Output = Result<(), String>> + Send;
     /// Switches IPv4 forwarding on.
     fn enable_forwarding(&mut self) -> impl Future<Output = HostResult<()>> + Send;
-    /// Puts the table in the place of any of the same name, all at once.
-    fn replace_table(&mut self, table: &Table) -> impl Future<Output = HostResult<()>> + Send;
-    /// Removes a table; none is fine.
-    fn remove_table(&mut self, name: &str) -> impl Future<Output = HostResult<()>> + Send;
+    /// Makes a bridge answer for its guests when one asks for another, at once: isolated ports hear no other's answer.
+    fn answer_for_guests(&mut self, bridge: &InterfaceName) -> impl Future<Output = HostResult<()>> + Send;
+    /// Puts the tables in the place of any of their names, all at once. False: exactly these were there.
+    fn replace_tables(&mut self, tables: &[Table]) -> impl Future<Output = HostResult<bool>> + Send;
+    /// The commented rules of docker's chain for others; none where there is no such chain.
+    fn docker_rules(&mut self) -> impl Future<Output = HostResult<Option<Vec<KnownRule>>>> + Send;
+    /// Adds rules to docker's chain for others, and removes those of these handles.
+    fn change_docker_rules(
+        &mut self,
+        add: &[DockerRule],
+        remove: &[u64],
+    ) -> impl Future<Output = HostResult<()>> + Send;
+    /// Gives sets of the host's table of this name other elements, all at once. False: there is no such table.
+    fn refill_sets(&mut self, table: &str, sets: &[Set]) -> impl Future<Output = HostResult<bool>> + Send;
+    /// Removes the tables of this name; none is fine.
+    fn remove_tables(&mut self, name: &str) -> impl Future<Output = HostResult<()>> + Send;
 }

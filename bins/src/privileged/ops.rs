@@ -4,8 +4,10 @@
 //! or alias, so that the next attempt, or `RemoveInstance`, finds it. Nothing here touches an interface without that mark.
 
 use super::host::{Host, HostError, Link, LinkChange, LinkKind};
-use super::nft::rules;
-use super::validate::{BridgeName, CheckedOperation, CheckedSubnet, CheckedTap, Instance, Invalid, check};
+use super::nft::{DockerRule, rules};
+use super::validate::{
+    BridgeName, CheckedGrant, CheckedOperation, CheckedSubnet, CheckedTap, Instance, Invalid, check,
+};
 use messages::error::{ErrorKind, WireError};
 use messages::frame::build_id;
 use messages::ids::InterfaceName;
@@ -28,6 +30,8 @@ pub enum OperationError {
     OtherOwner(InterfaceName, u32),
     #[error("the bridge `{0}` does not exist")]
     NoBridge(InterfaceName),
+    #[error("the nftables table `{0}` does not exist")]
+    NoTable(String),
     #[error("the subnet {network}/{prefix} overlaps the host's route to {route}/{route_prefix}")]
     Overlap { network: Ipv4Addr, prefix: u8, route: Ipv4Addr, route_prefix: u8 },
     #[error("the bridge `{0}` does not have the address {1}")]
@@ -47,7 +51,7 @@ impl From<OperationError> for WireError {
             OperationError::Foreign(_) => Self::from_error(ErrorKind::Conflict, &error)
                 .hint("set another `bridge_name` in the config, or remove that interface"),
             OperationError::OtherOwner(..) => Self::from_error(ErrorKind::Conflict, &error),
-            OperationError::NoBridge(_) | OperationError::NoAddress(..) => {
+            OperationError::NoBridge(_) | OperationError::NoAddress(..) | OperationError::NoTable(_) => {
                 Self::from_error(ErrorKind::NotFound, &error)
             }
             OperationError::PortTaken(_) => Self::from_error(ErrorKind::Conflict, &error)
@@ -110,7 +114,7 @@ impl<H: Host> Operations<H> {
             }
             CheckedOperation::RemoveTap { instance, tap } => self.remove_tap(instance, tap).await?,
             CheckedOperation::EnsureNat { instance, bridge, subnet } => {
-                self.ensure_nat(instance, &bridge, subnet).await?;
+                return self.ensure_nat(instance, &bridge, subnet).await;
             }
             CheckedOperation::RemoveInstance { instance } => self.remove_instance(instance).await?,
             CheckedOperation::RouteNames { instance, bridge, subnet } => {
@@ -119,6 +123,9 @@ impl<H: Host> Operations<H> {
             }
             CheckedOperation::BindDns { instance, bridge, subnet } => {
                 return self.bind_dns(instance, &bridge, subnet).await;
+            }
+            CheckedOperation::SetGrants { instance, subnet, grants } => {
+                self.set_grants(instance, subnet, &grants).await?;
             }
         }
         Ok(PrivilegedReply::Done.into())
@@ -255,7 +262,7 @@ impl<H: Host> Operations<H> {
             self.host.change_link(&link, &change).await?;
         }
         // Isolated before it is up: no moment at which a guest could reach another.
-        self.host.isolate_port(&link).await?;
+        self.host.isolate_port(&link, instance.guest_mac(tap)).await?;
         if !link.up {
             self.host.change_link(&link, &LinkChange { up: true, ..LinkChange::default() }).await?;
         }
@@ -281,18 +288,39 @@ impl<H: Host> Operations<H> {
         Ok(PrivilegedReply::Taps(taps).into())
     }
 
-    async fn ensure_nat(
-        &mut self,
-        instance: Instance,
-        bridge: &BridgeName,
-        subnet: CheckedSubnet,
-    ) -> Result<(), OperationError> {
+    async fn ensure_nat(&mut self, instance: Instance, bridge: &BridgeName, subnet: CheckedSubnet) -> Outcome {
         // Rules that drop must never name an interface of somebody else's.
         self.required_bridge(instance, bridge).await?;
-        self.host.replace_table(&rules::table(instance, bridge, subnet)).await?;
+        let rewritten = self.host.replace_tables(&rules::tables(instance, bridge, subnet)).await?;
+        self.host.answer_for_guests(bridge.interface()).await?;
+        self.pass_docker(instance, &DockerRule::wanted(instance, bridge)).await?;
         // Last: a host that forwards without our rules would be open.
         self.host.enable_forwarding().await?;
+        Ok(if rewritten { PrivilegedReply::Rewritten } else { PrivilegedReply::Done }.into())
+    }
+
+    /// Makes these the instance's rules in docker's chain for others, where docker has one.
+    async fn pass_docker(&mut self, instance: Instance, wanted: &[DockerRule]) -> Result<(), OperationError> {
+        let Some(known) = self.host.docker_rules().await? else { return Ok(()) };
+        let own: Vec<_> = known.into_iter().filter(|rule| rule.is_of(instance)).collect();
+        let is_wanted = |comment: &str| wanted.iter().any(|rule| rule.comment() == comment);
+        let surplus: Vec<u64> = own.iter().filter(|rule| !is_wanted(&rule.comment)).map(|rule| rule.handle).collect();
+        let missing: Vec<DockerRule> =
+            wanted.iter().filter(|rule| own.iter().all(|has| has.comment != rule.comment())).cloned().collect();
+        if !surplus.is_empty() || !missing.is_empty() {
+            self.host.change_docker_rules(&missing, &surplus).await?;
+        }
         Ok(())
+    }
+
+    async fn set_grants(
+        &mut self,
+        instance: Instance,
+        subnet: CheckedSubnet,
+        grants: &[CheckedGrant],
+    ) -> Result<(), OperationError> {
+        let found = self.host.refill_sets(&instance.table(), &rules::grants(subnet, grants)).await?;
+        if found { Ok(()) } else { Err(OperationError::NoTable(instance.table())) }
     }
 
     /// Taps, then the bridge, then the table: while a guest can still send, the rules are there.
@@ -309,7 +337,8 @@ impl<H: Host> Operations<H> {
             }
             self.host.delete_link(bridge).await?;
         }
-        self.host.remove_table(&instance.table()).await?;
+        self.pass_docker(instance, &[]).await?;
+        self.host.remove_tables(&instance.table()).await?;
         Ok(())
     }
 

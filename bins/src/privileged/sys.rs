@@ -38,6 +38,23 @@ pub(crate) fn make_tap(tun: &File, name: &InterfaceName, owner: u32) -> io::Resu
     Ok(())
 }
 
+/// Attaches `tun`, an open `/dev/net/tun`, to a tap that exists, as a VMM does; its frames come and go by the file then.
+#[cfg(test)]
+pub(crate) fn attach_tap(tun: &File, name: &str) -> io::Result<()> {
+    let [low, high, ..] = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR).to_le_bytes();
+    let mut name_field = [0; libc::IFNAMSIZ];
+    for (to, from) in name_field.iter_mut().zip(name.bytes()).take(libc::IFNAMSIZ - 1) {
+        *to = libc::c_char::try_from(from).map_err(|_| io::ErrorKind::InvalidInput)?;
+    }
+    let mut request = libc::ifreq {
+        ifr_name: name_field,
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: i16::from_le_bytes([low, high]) },
+    };
+    // SAFETY: as for TUNSETIFF in `make_tap`.
+    unsafe { tun_set_iff(tun.as_raw_fd(), &raw mut request)? };
+    Ok(())
+}
+
 /// Closes every descriptor above stderr that the caller of this program left open.
 pub(crate) fn close_inherited() -> io::Result<()> {
     // SAFETY: called first in `main`, before this process has opened anything, so that no Rust value owns a descriptor

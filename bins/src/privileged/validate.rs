@@ -5,9 +5,10 @@
 
 use messages::error::{ErrorKind, WireError};
 use messages::ids::{InstanceId, InterfaceName};
-use messages::limits::TAPS_MAX;
+use messages::limits::{GRANTS_MAX, TAPS_MAX};
 use messages::privileged::{
-    PrivilegedOperation, Subnet, TapNumber, default_bridge_name, interface_alias, table_name, tap_name,
+    Grant, GrantTarget, PrivilegedOperation, Subnet, TapNumber, default_bridge_name, guest_address, guest_mac,
+    guest_taps, interface_alias, table_name, tap_name,
 };
 use std::net::Ipv4Addr;
 
@@ -31,6 +32,12 @@ pub enum Invalid {
     NotPrivate(Ipv4Addr, u8),
     #[error("{0} is not a host's address in a /{1}")]
     Gateway(Ipv4Addr, u8),
+    #[error("tap {0} has no address in this subnet")]
+    NoAddress(u16),
+    #[error("a grant of port 0")]
+    Port,
+    #[error("{0} grants are more than {GRANTS_MAX}")]
+    Grants(usize),
 }
 
 impl From<Invalid> for WireError {
@@ -113,6 +120,16 @@ impl CheckedSubnet {
         Ipv4Addr::from(u32::from(self.gateway) & mask(self.prefix))
     }
 
+    /// The address of the guest behind a tap, if the network has room for it.
+    #[must_use]
+    pub(super) fn guest(self, tap: CheckedTap) -> Option<Ipv4Addr> {
+        guest_address(self.wire(), tap.0)
+    }
+
+    fn wire(self) -> Subnet {
+        Subnet { gateway: self.gateway, prefix: self.prefix }
+    }
+
     /// Whether the two networks share an address.
     #[must_use]
     pub(super) fn overlaps(self, network: Ipv4Addr, prefix: u8) -> bool {
@@ -157,6 +174,25 @@ impl Instance {
         table_name(self.0)
     }
 
+    /// The hardware address of the guest behind a tap.
+    #[must_use]
+    pub(super) fn guest_mac(self, tap: CheckedTap) -> [u8; 6] {
+        guest_mac(self.0, tap.0)
+    }
+
+    /// Every guest that the network has room for: tap, hardware address, address.
+    pub(super) fn guests(self, subnet: CheckedSubnet) -> impl Iterator<Item = (InterfaceName, [u8; 6], Ipv4Addr)> {
+        guest_taps(subnet.wire()).filter_map(move |tap| {
+            Some((tap_name(self.0, tap), guest_mac(self.0, tap), guest_address(subnet.wire(), tap)?))
+        })
+    }
+
+    /// What the names of all its taps begin with, and no other interface's.
+    #[must_use]
+    pub(super) fn tap_prefix(self) -> String {
+        format!("bt{}-", self.0)
+    }
+
     /// The name of one of its taps.
     #[must_use]
     pub(super) fn tap(self, tap: CheckedTap) -> InterfaceName {
@@ -166,7 +202,7 @@ impl Instance {
     /// The number of the tap of this name, if it is one of this instance's.
     #[must_use]
     pub(super) fn tap_number(self, name: &str) -> Option<TapNumber> {
-        let number = name.strip_prefix(&format!("bt{}-", self.0))?.parse::<u16>().ok().map(TapNumber)?;
+        let number = name.strip_prefix(&self.tap_prefix())?.parse::<u16>().ok().map(TapNumber)?;
         (tap_name(self.0, number).as_str() == name).then_some(number)
     }
 }
@@ -174,6 +210,21 @@ impl Instance {
 /// A tap number that a bridge has room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CheckedTap(TapNumber);
+
+/// A grant between a guest and something that exists in its network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CheckedGrant {
+    pub(super) from: CheckedTap,
+    pub(super) to: CheckedTarget,
+}
+
+/// What a checked grant opens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CheckedTarget {
+    Tap(CheckedTap),
+    Tcp(u16),
+    Udp(u16),
+}
 
 /// An operation whose every field is acceptable.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -187,6 +238,7 @@ pub(super) enum CheckedOperation {
     RemoveInstance { instance: Instance },
     BindDns { instance: Instance, bridge: BridgeName, subnet: CheckedSubnet },
     RouteNames { instance: Instance, bridge: BridgeName, subnet: CheckedSubnet },
+    SetGrants { instance: Instance, subnet: CheckedSubnet, grants: Vec<CheckedGrant> },
 }
 
 /// Checks every field.
@@ -228,7 +280,32 @@ pub(super) fn check(operation: &PrivilegedOperation) -> Result<CheckedOperation,
             bridge: BridgeName::check(*instance, bridge)?,
             subnet: CheckedSubnet::check(*subnet)?,
         },
+        Op::SetGrants { instance, subnet, grants } => {
+            let subnet = CheckedSubnet::check(*subnet)?;
+            let grants = check_grants(subnet, grants)?;
+            CheckedOperation::SetGrants { instance: Instance(*instance), subnet, grants }
+        }
     })
+}
+
+fn check_grants(subnet: CheckedSubnet, grants: &[Grant]) -> Result<Vec<CheckedGrant>, Invalid> {
+    if grants.len() > GRANTS_MAX {
+        return Err(Invalid::Grants(grants.len()));
+    }
+    let tap = |number: TapNumber| {
+        let tap = check_tap(number)?;
+        if subnet.guest(tap).is_some() { Ok(tap) } else { Err(Invalid::NoAddress(number.0)) }
+    };
+    let port = |port: u16| if port == 0 { Err(Invalid::Port) } else { Ok(port) };
+    let check = |grant: &Grant| {
+        let to = match grant.to {
+            GrantTarget::Tap(number) => CheckedTarget::Tap(tap(number)?),
+            GrantTarget::Tcp(number) => CheckedTarget::Tcp(port(number)?),
+            GrantTarget::Udp(number) => CheckedTarget::Udp(port(number)?),
+        };
+        Ok(CheckedGrant { from: tap(grant.from)?, to })
+    };
+    grants.iter().map(check).collect()
 }
 
 fn check_tap(tap: TapNumber) -> Result<CheckedTap, Invalid> {

@@ -6,7 +6,7 @@ use messages::ids::{OperationId, VmId};
 use messages::reply::{Reply, VmChange, VmOutcome};
 use messages::request::RequestBody;
 use messages::vm::{
-    Lifetime, NetworkMode, Provenance, Readiness, RestartPolicy, SshPublicKey, VmSize, VmState, VmView,
+    Lifetime, NetAllow, NetworkMode, Provenance, Readiness, RestartPolicy, SshPublicKey, VmSize, VmState, VmView,
 };
 
 pub(crate) const VM: VmId = VmId([0x1a, 2, 3, 4, 5, 6, 7, 8]);
@@ -32,6 +32,7 @@ pub(crate) fn view(name: &str, state: VmState) -> VmView {
         kernel: "debian-cloud-6.12".parse().unwrap(),
         size: size(),
         network: NetworkMode::Nat,
+        net_allow: vec![NetAllow::HostTcp(8080)],
         address: Some("172.16.0.2".parse().unwrap()),
         labels: vec![("team".into(), "blue".into())],
         restart: RestartPolicy::No,

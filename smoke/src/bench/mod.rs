@@ -11,6 +11,7 @@ mod figures;
 mod footprint;
 mod list;
 mod names;
+mod network;
 mod stdin;
 
 use crate::artifacts;
@@ -48,10 +49,11 @@ pub(crate) struct Options {
 type Measurement = fn(&Case<'_>) -> Result<Vec<Figure>, Stop>;
 
 /// Each measurement makes figures and leaves no VM. Footprint comes first: it wants a daemon that has done nothing yet.
-const ALL: [(&str, Measurement); 7] = [
+const ALL: [(&str, Measurement); 8] = [
     ("footprint", footprint::measure),
     ("create", create::measure),
     ("list", list::measure),
+    ("network", network::measure),
     ("boot", boot::measure),
     ("exec", exec::measure),
     ("stdin", stdin::measure),

@@ -4,6 +4,7 @@ mod artifacts;
 mod daemon;
 mod docker;
 mod faults;
+mod isolation;
 mod lifecycle;
 pub(crate) mod names;
 mod network;
@@ -39,6 +40,9 @@ pub(crate) const ALL: &[(&str, Code)] = &[
     ("agent-killed", faults::agent_killed),
     ("net-nat", network::nat),
     ("dns", names::dns),
+    ("isolation", isolation::isolation),
+    ("twelve", isolation::twelve),
+    ("two-instances", isolation::two_instances),
     ("no-helper", network::no_helper),
     ("ssh", ssh::ssh),
     ("daemon-killed", daemon::killed),

@@ -39,6 +39,8 @@ fn published(vm: u8, name: &str, state: VmState, address: Option<[u8; 4]>) -> Pu
             disk_from: Provenance::Flag,
         },
         network: NetworkMode::Nat,
+        net_allow: Vec::new(),
+        ssh_host_key: None,
         address: address.map(Ipv4Addr::from),
         labels: Default::default(),
         restart: RestartPolicy::No,

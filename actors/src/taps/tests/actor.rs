@@ -8,8 +8,11 @@ use messages::WireError;
 use messages::error::ErrorKind;
 use messages::guest::GuestNetwork;
 use messages::ids::{InstanceId, VmId};
-use messages::privileged::{PrivilegedOperation, PrivilegedReply, Subnet, TapNumber, default_bridge_name};
-use std::collections::BTreeSet;
+use messages::privileged::{
+    Grant, GrantTarget, PrivilegedOperation, PrivilegedReply, Subnet, TapNumber, default_bridge_name,
+};
+use messages::vm::NetAllow;
+use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -25,6 +28,11 @@ struct World {
     /// Set where the helper is not there.
     absent: bool,
     asked: usize,
+    /// Whether the rules are there; false again once somebody took them.
+    rules: bool,
+    /// What they let through, and how often that was written.
+    grants: Vec<Grant>,
+    grantings: usize,
 }
 
 struct Helper(Arc<Mutex<World>>);
@@ -62,6 +70,18 @@ impl Handler<Perform> for Helper {
                 PrivilegedOperation::ListTaps { .. } => {
                     return Ok(PrivilegedReply::Taps(world.taps.iter().copied().collect()));
                 }
+                PrivilegedOperation::EnsureNat { .. } if !world.rules => {
+                    world.rules = true;
+                    world.grants.clear();
+                    return Ok(PrivilegedReply::Rewritten);
+                }
+                PrivilegedOperation::SetGrants { .. } if !world.rules => {
+                    return Err(WireError::new(ErrorKind::NotFound, "the table does not exist"));
+                }
+                PrivilegedOperation::SetGrants { grants, .. } => {
+                    world.grants = grants;
+                    world.grantings += 1;
+                }
                 _ => {}
             }
             Ok(PrivilegedReply::Done)
@@ -94,14 +114,23 @@ impl Fixture {
         };
         let helper = Helper(Arc::clone(&world)).start();
         let keeper = Network::new(network.clone(), helper.clone().recipient()).start();
-        let settings = PoolSettings { network, size, uplink: Box::new(FixedUplink), leases };
+        let settings = PoolSettings { network, size, uplink: Box::new(FixedUplink), leases, allow: HashMap::new() };
         let asked = keeper.clone().recipient();
         let pool = Supervisor::start(move |_| TapPool::new(settings, helper.recipient(), asked));
         Self { world, pool, network: keeper }
     }
 
     async fn lease(&self, vm: u8) -> Result<TapLease, WireError> {
-        self.pool.send(Lease { vm: id(vm), wanted: None }).await.unwrap()
+        self.pool.send(Lease { vm: id(vm), wanted: None, allow: Vec::new() }).await.unwrap()
+    }
+
+    async fn lease_allowed(&self, vm: u8, wanted: u16, allow: Vec<NetAllow>) -> TapNumber {
+        let lease = Lease { vm: id(vm), wanted: Some(TapNumber(wanted)), allow };
+        self.pool.send(lease).await.unwrap().unwrap().number
+    }
+
+    fn grants(&self) -> Vec<Grant> {
+        self.world.lock().unwrap().grants.clone()
     }
 
     async fn figures(&self) -> PoolFigures {
@@ -264,15 +293,64 @@ fn a_panic_keeps_the_leases() {
             size: 1,
             uplink: Box::new(Fragile(Arc::clone(&panics))),
             leases: Vec::new(),
+            allow: HashMap::new(),
         };
         let asked = plain.network.clone().recipient();
         let pool = Supervisor::start(move |_| TapPool::new(settings, helper.recipient(), asked));
-        let lease = |vm| pool.send(Lease { vm: id(vm), wanted: None });
+        let lease = |vm| pool.send(Lease { vm: id(vm), wanted: None, allow: Vec::new() });
         let first = lease(1).await.unwrap().unwrap();
         *panics.lock().unwrap() = 1;
         let failed = lease(1).await.unwrap().unwrap_err();
         assert_eq!(failed.kind, ErrorKind::Internal);
         assert_eq!(lease(1).await.unwrap().unwrap().number, first.number);
         assert_ne!(lease(2).await.unwrap().unwrap().number, first.number);
+    });
+}
+
+#[test]
+fn grants_are_there_with_the_lease_and_gone_before_its_next_holder() {
+    actix::System::new().block_on(async {
+        let fixture = Fixture::start(World::default(), 24, 2, Vec::new());
+        let to_two = || vec![NetAllow::Vm(id(2).to_string().parse().unwrap()), NetAllow::HostTcp(80)];
+        let (from, to) = (TapNumber(0), TapNumber(1));
+        let port = Grant { from, to: GrantTarget::Tcp(80) };
+        let pair = Grant { from, to: GrantTarget::Tap(to) };
+
+        assert_eq!(fixture.lease_allowed(1, 0, to_two()).await, from);
+        assert_eq!(fixture.grants(), [port], "the peer is not there yet");
+        assert_eq!(fixture.lease_allowed(2, 1, Vec::new()).await, to);
+        assert_eq!(fixture.grants(), [pair, port]);
+
+        // The peer goes; whoever gets its address is not the peer.
+        fixture.pool.send(Return { vm: id(2) }).await.unwrap().unwrap();
+        assert_eq!(fixture.lease_allowed(3, 1, Vec::new()).await, to);
+        assert_eq!(fixture.grants(), [port]);
+        fixture.pool.send(Return { vm: id(1) }).await.unwrap().unwrap();
+        assert_eq!(fixture.lease_allowed(4, 0, Vec::new()).await, from);
+        assert_eq!(fixture.grants(), []);
+        // Those who are allowed nothing cost nothing.
+        let before = fixture.world.lock().unwrap().grantings;
+        for vm in 5..20 {
+            fixture.lease(vm).await.unwrap();
+        }
+        assert_eq!(fixture.world.lock().unwrap().grantings, before);
+    });
+}
+
+#[test]
+fn grants_come_back_with_the_rules() {
+    actix::System::new().block_on(async {
+        let fixture = Fixture::start(World::default(), 24, 1, Vec::new());
+        let port = Grant { from: TapNumber(0), to: GrantTarget::Udp(69) };
+        fixture.lease_allowed(1, 0, vec![NetAllow::HostUdp(69)]).await;
+        assert_eq!(fixture.grants(), [port]);
+        // A reload of the host's firewall takes everything; the next who needs the rules has them written again.
+        {
+            let mut world = fixture.world.lock().unwrap();
+            world.rules = false;
+            world.grants.clear();
+        }
+        fixture.lease_allowed(2, 1, vec![NetAllow::HostTcp(1)]).await;
+        assert_eq!(fixture.grants(), [port, Grant { from: TapNumber(1), to: GrantTarget::Tcp(1) }]);
     });
 }

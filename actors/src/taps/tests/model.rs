@@ -1,9 +1,8 @@
 //! Whatever happens in whatever order: no tap has two holders, nothing held is removed, and the pool fills up in the end.
 
-use crate::taps::addresses::{address, numbers};
 use crate::taps::pool::{Effect, Granted, Pool};
 use messages::ids::VmId;
-use messages::privileged::{Subnet, TapNumber};
+use messages::privileged::{Subnet, TapNumber, guest_address, guest_taps};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -187,12 +186,13 @@ proptest! {
 
 #[test]
 fn a_number_has_an_address_of_its_own_and_never_the_gateways() {
-    assert_eq!(address(subnet(24), TapNumber(0)), Ipv4Addr::new(10, 0, 0, 2));
-    let count = |prefix| numbers(subnet(prefix)).count();
+    assert_eq!(guest_address(subnet(24), TapNumber(0)), Some(Ipv4Addr::new(10, 0, 0, 2)));
+    let count = |prefix| guest_taps(subnet(prefix)).count();
     assert_eq!((count(29), count(28), count(24)), (5, 13, 253));
     assert_eq!(count(16), 1023, "the ports of a bridge");
     let gateway_inside = Subnet { gateway: Ipv4Addr::new(10, 0, 0, 4), prefix: 29 };
-    let given: Vec<String> = numbers(gateway_inside).map(|n| address(gateway_inside, n).to_string()).collect();
+    let given: Vec<String> =
+        guest_taps(gateway_inside).map(|n| guest_address(gateway_inside, n).unwrap().to_string()).collect();
     assert_eq!(given, ["10.0.0.2", "10.0.0.3", "10.0.0.5", "10.0.0.6"]);
 }
 
@@ -203,4 +203,18 @@ fn a_pool_that_is_dry_says_how_large_it_is() {
         pool.lease(vm(id), None).unwrap();
     }
     assert_eq!(pool.lease(vm(9), None).unwrap_err().to_string(), "all 2 addresses of the VMs' network are taken");
+}
+
+#[test]
+fn free_taps_that_somebody_removed_are_made_again() {
+    let mut pool = Pool::new((0..9).map(TapNumber), 2);
+    for effect in pool.refill() {
+        let Effect::Make(number) = effect else { panic!("{effect:?}") };
+        pool.made(number, Ok(()));
+    }
+    pool.lease(vm(1), Some(TapNumber(0))).unwrap();
+    // The one that is held is not the pool's to forget: its VM runs on it, or finds out.
+    pool.keep_only(&[]);
+    assert_eq!((pool.ready(), pool.leased()), (0, 1));
+    assert_eq!(pool.refill(), [Effect::Make(TapNumber(1)), Effect::Make(TapNumber(2))]);
 }

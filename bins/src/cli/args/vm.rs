@@ -3,7 +3,7 @@
 use crate::cli::parse::{self, KeyValue};
 use clap::{Args, Subcommand, ValueEnum};
 use messages::ids::{Reference, VmName, VmRef};
-use messages::vm::{NetworkMode, Readiness, RestartPolicy, VmState};
+use messages::vm::{NetAllow, NetworkMode, Readiness, RestartPolicy, VmState};
 use std::ffi::OsString;
 use std::time::Duration;
 
@@ -98,6 +98,9 @@ pub(in crate::cli) struct SpecArgs {
     /// Network: `nat` reaches out through the host, `none` is no device at all.
     #[arg(long, value_name = "MODE", value_parser = parse::network, default_value = "nat")]
     pub(in crate::cli) net: NetworkMode,
+    /// Lets the VM reach another (`vm:NAME`) or a port of the host (`host:PORT`, `host:PORT/udp`). May be repeated.
+    #[arg(long, value_name = "WHAT")]
+    pub(in crate::cli) net_allow: Vec<NetAllow>,
     /// A label, for `vm list --filter`. May be repeated.
     #[arg(long = "label", value_name = "K=V", value_parser = parse::key_value)]
     pub(in crate::cli) labels: Vec<KeyValue>,

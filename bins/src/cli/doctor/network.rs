@@ -69,6 +69,18 @@ fn firewalls() -> Vec<Check> {
             "`sudo sysctl net.bridge.bridge-nf-call-iptables=0`, unless something else needs it",
         ));
     }
+    if Path::new("/sys/class/net/docker0").exists() {
+        let legacy = std::fs::read_link("/etc/alternatives/iptables").is_ok_and(|to| to.ends_with("iptables-legacy"));
+        checks.push(if legacy {
+            Check::warn(
+                "docker",
+                "docker writes to iptables-legacy and drops what VMs send",
+                "`sudo iptables-legacy -I DOCKER-USER -i BRIDGE -j ACCEPT`, and the same with `-o`",
+            )
+        } else {
+            Check::ok("docker", "the helper lets VMs pass in DOCKER-USER")
+        });
+    }
     if read_trimmed("/etc/ufw/ufw.conf").is_some_and(|text| text.lines().any(|line| line.trim() == "ENABLED=yes")) {
         checks.push(Check::warn(
             "ufw",

@@ -12,9 +12,10 @@ use messages::vm::VmView;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::OpenOptions;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Both names of each VM before its key, in the order of the ids.
-pub(super) fn text(views: &[VmView]) -> String {
+pub(super) fn text(views: &[Arc<VmView>]) -> String {
     let mut lines: Vec<String> = views
         .iter()
         .filter_map(|view| {
@@ -28,7 +29,7 @@ pub(super) fn text(views: &[VmView]) -> String {
 }
 
 /// Brings the file up to date, and gives every VM.
-pub(super) async fn update(client: &Client, path: &Path) -> Result<Vec<VmView>, Failure> {
+pub(super) async fn update(client: &Client, path: &Path) -> Result<Vec<Arc<VmView>>, Failure> {
     let failed = |error: &dyn std::error::Error, what: &Path| -> Failure {
         Failure::new(ErrorKind::Host, format!("failed to write `{}`: {error}", what.display()))
     };

@@ -9,6 +9,7 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
+use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use rtnetlink::{Error, Handle, LinkBridge, LinkBridgePort, LinkUnspec, RouteMessageBuilder};
 use std::io;
@@ -175,9 +176,25 @@ pub(super) async fn change(handle: &Handle, link: &Link, change: &LinkChange) ->
     handle.link().change(message.build()).execute().await.map_err(failed("change", &link.name))
 }
 
+/// No learning: even a frame that no rule sees, such as spanning tree's, cannot draw another guest's traffic to its port.
+/// No flooding: what is for nobody that the bridge knows is for no guest.
 pub(super) async fn isolate(handle: &Handle, link: &Link) -> HostResult<()> {
-    let message = LinkBridgePort::new(link.index).isolated(true).build();
+    let message = LinkBridgePort::new(link.index).isolated(true).learning(false).flood(false).build();
     handle.link().set_port(message).execute().await.map_err(failed("isolate the port", &link.name))
+}
+
+/// Tells the bridge who lives behind a port.
+pub(super) async fn pin(handle: &Handle, link: &Link, guest: [u8; 6]) -> HostResult<()> {
+    handle
+        .neighbours()
+        .add_bridge(link.index, &guest)
+        // `static` in bridge(8)'s words; `Permanent` would make it an address of the host's own.
+        .state(NeighbourState::Noarp)
+        .flags(NeighbourFlags::Controller)
+        .replace()
+        .execute()
+        .await
+        .map_err(failed("tell the bridge of the guest behind", &link.name))
 }
 
 pub(super) async fn delete(handle: &Handle, link: &Link) -> HostResult<()> {

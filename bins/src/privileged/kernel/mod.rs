@@ -1,11 +1,11 @@
-//! The real [`super::host::Host`]: rtnetlink for interfaces, nf_tables batches, the tun driver, and one file under `/proc`.
+//! The real [`super::host::Host`]: rtnetlink for interfaces, nf_tables batches, the tun driver, and three files under `/proc`.
 
 mod links;
 mod netfilter;
 
 use super::confine;
 use super::host::{Host, HostError, HostResult, Link, LinkChange, Route};
-use super::nft::Table;
+use super::nft::{DockerRule, KnownRule, Set, Table};
 use super::resolved::NamesKeeper;
 use super::sys;
 use messages::ids::InterfaceName;
@@ -13,9 +13,12 @@ use std::fs::OpenOptions;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
-/// The only file that the helper writes. Constant on purpose: no path crosses the socket.
+/// With [`IPV4_SETTINGS`], the only files that the helper writes. Constant on purpose: no path crosses the socket.
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+/// Two settings of the bridge lie below it; a bridge's name has no character that means anything in a path.
+const IPV4_SETTINGS: &str = "/proc/sys/net/ipv4";
 /// The driver that makes taps.
 const TUN: &str = "/dev/net/tun";
 
@@ -77,8 +80,9 @@ impl Host for Kernel {
         links::change(&self.netlink, link, change).await
     }
 
-    async fn isolate_port(&mut self, link: &Link) -> HostResult<()> {
-        links::isolate(&self.netlink, link).await
+    async fn isolate_port(&mut self, link: &Link, guest: [u8; 6]) -> HostResult<()> {
+        links::isolate(&self.netlink, link).await?;
+        links::pin(&self.netlink, link, guest).await
     }
 
     async fn delete_link(&mut self, link: &Link) -> HostResult<()> {
@@ -107,17 +111,45 @@ impl Host for Kernel {
     }
 
     async fn enable_forwarding(&mut self) -> HostResult<()> {
-        let failed = |action| move |e: io::Error| HostError::new(action, IP_FORWARD, e);
-        let current = std::fs::read_to_string(IP_FORWARD).map_err(failed("read"))?;
-        // Writing also resets per-interface settings (net.ipv4.conf.*), so it is done only where it changes something.
-        if current.trim() == "1" { Ok(()) } else { std::fs::write(IP_FORWARD, "1\n").map_err(failed("write")) }
+        set_switch(Path::new(IP_FORWARD), "1")
     }
 
-    async fn replace_table(&mut self, table: &Table) -> HostResult<()> {
-        netfilter::replace(table).map_err(|e| HostError::new("write the nftables table", &table.name, e))
+    async fn answer_for_guests(&mut self, bridge: &InterfaceName) -> HostResult<()> {
+        let below = |group: &str, switch: &str| Path::new(IPV4_SETTINGS).join(group).join(bridge.as_str()).join(switch);
+        set_switch(&below("conf", "proxy_arp_pvlan"), "1")?;
+        // Else the kernel waits up to 0.8 s before it answers for somebody.
+        set_switch(&below("neigh", "proxy_delay"), "0")
     }
 
-    async fn remove_table(&mut self, name: &str) -> HostResult<()> {
+    async fn replace_tables(&mut self, tables: &[Table]) -> HostResult<bool> {
+        let name = tables.first().map_or("", |table| &table.name);
+        netfilter::replace(tables).map_err(|e| HostError::new("write the nftables table", name, e))
+    }
+
+    async fn refill_sets(&mut self, table: &str, sets: &[Set]) -> HostResult<bool> {
+        match netfilter::refill(table, sets) {
+            Ok(()) => Ok(true),
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(e) => Err(HostError::new("write sets of the nftables table", table, e)),
+        }
+    }
+
+    async fn docker_rules(&mut self) -> HostResult<Option<Vec<KnownRule>>> {
+        netfilter::docker_rules().map_err(|e| HostError::new("read the rules of", "DOCKER-USER", e))
+    }
+
+    async fn change_docker_rules(&mut self, add: &[DockerRule], remove: &[u64]) -> HostResult<()> {
+        netfilter::change_docker_rules(add, remove).map_err(|e| HostError::new("change the rules of", "DOCKER-USER", e))
+    }
+
+    async fn remove_tables(&mut self, name: &str) -> HostResult<()> {
         netfilter::remove(name).map_err(|e| HostError::new("remove the nftables table", name, e))
     }
+}
+
+/// Writes a setting of the kernel's, where it is another: writing `ip_forward` also resets `net.ipv4.conf.*`.
+fn set_switch(path: &Path, value: &str) -> HostResult<()> {
+    let failed = |action| move |e: io::Error| HostError::new(action, path.display(), e);
+    let current = std::fs::read_to_string(path).map_err(failed("read"))?;
+    if current.trim() == value { Ok(()) } else { std::fs::write(path, format!("{value}\n")).map_err(failed("write")) }
 }

@@ -1,49 +1,138 @@
-//! Sends nf_tables batches and reads the kernel's verdict. Knows nothing of what they say.
+//! Sends nf_tables batches and questions, and reads the kernel's verdict. Knows nothing of what they say.
 
-use crate::privileged::nft::Table;
-use crate::privileged::nft::encode::{Batch, FinishedBatch};
+use crate::privileged::nft::encode::{self, Batch, FinishedBatch};
+use crate::privileged::nft::{DockerRule, KnownRule, Layer, Set, Table, answers};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 /// The kernel answers within the send call but for module loading; the bound is for a kernel that never does.
 const ANSWER_SECONDS: i64 = 10;
+/// Room for the largest batch: 16384 grants take half of it.
+const SEND_BUFFER: usize = 2 << 20;
 /// `NLMSG_ERROR` (linux/netlink.h): its first word is 0 for an acknowledgement, else a negative errno.
 const NETLINK_ERROR: u16 = 2;
+/// `NLMSG_DONE`: the end of a dump.
+const NETLINK_DONE: u16 = 3;
 const HEADER: usize = 16;
+/// `struct nfgenmsg`.
+const FAMILY_HEADER: usize = 4;
 
-/// Replaces the table in one transaction.
-pub(super) fn replace(table: &Table) -> io::Result<()> {
-    perform(&Batch::replace(table))
+/// Replaces the tables in one transaction, unless they are there already; says whether it did.
+pub(super) fn replace(tables: &[Table]) -> io::Result<bool> {
+    let mut hasher = DefaultHasher::new();
+    Batch::replace(tables, "").bytes.hash(&mut hasher);
+    let comment = format!("rules {:016x}", hasher.finish());
+    let mut there = true;
+    for table in tables {
+        let found = ask(&encode::table_question(table.layer, &table.name), Answer::One)?;
+        there &= found.first().and_then(|message| answers::table_comment(message)).as_ref() == Some(&comment);
+    }
+    if !there {
+        perform(&Batch::replace(tables, &comment))?;
+    }
+    Ok(!there)
 }
 
-/// Removes the table, if there is one.
-pub(super) fn remove(name: &str) -> io::Result<()> {
-    match perform(&Batch::remove(name)) {
-        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-        result => result,
+/// The rules of docker's chain for others; none where there is no such chain.
+pub(super) fn docker_rules() -> io::Result<Option<Vec<KnownRule>>> {
+    if ask(&encode::docker_chain_question(), Answer::One)?.is_empty() {
+        return Ok(None);
+    }
+    let messages = ask(&encode::docker_rules_question(), Answer::Dump)?;
+    Ok(Some(messages.iter().filter_map(|message| answers::rule(message)).collect()))
+}
+
+/// Adds rules to docker's chain for others and removes some, in one transaction.
+pub(super) fn change_docker_rules(add: &[DockerRule], remove: &[u64]) -> io::Result<()> {
+    perform(&Batch::docker(add, remove))
+}
+
+/// How many messages answer a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    /// One, or the error that there is nothing.
+    One,
+    Dump,
+}
+
+/// Asks, and gives the attributes of each message of the answer; none where there is nothing of that name.
+fn ask(question: &[u8], answer: Answer) -> io::Result<Vec<Vec<u8>>> {
+    let socket = open()?;
+    sendto(socket.as_raw_fd(), question, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+    let mut found = Vec::new();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let length = receive(&socket, &mut buffer)?;
+        let mut datagram = &buffer[..length];
+        while let Some((header, _)) = datagram.split_at_checked(HEADER) {
+            let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]);
+            let length = usize::try_from(length).map_err(io::Error::other)?.clamp(HEADER, datagram.len());
+            let body = &datagram[HEADER..length];
+            match u16::from_ne_bytes([header[4], header[5]]) {
+                NETLINK_ERROR => {
+                    let code = body.first_chunk().map(|word| i32::from_ne_bytes(*word));
+                    return match code.map(i32::saturating_neg) {
+                        Some(0) => Ok(found),
+                        Some(libc::ENOENT) => Ok(Vec::new()),
+                        Some(code) => Err(io::Error::from_raw_os_error(code)),
+                        None => Err(io::ErrorKind::InvalidData.into()),
+                    };
+                }
+                NETLINK_DONE => return Ok(found),
+                _ => found.extend(body.get(FAMILY_HEADER..).map(<[u8]>::to_vec)),
+            }
+            if answer == Answer::One {
+                return Ok(found);
+            }
+            datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
     }
 }
 
-fn perform(batch: &FinishedBatch) -> io::Result<()> {
+fn open() -> io::Result<OwnedFd> {
     let socket: OwnedFd =
         socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)?;
     setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_SECONDS))?;
+    Ok(socket)
+}
+
+fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match recv(socket.as_raw_fd(), buffer, MsgFlags::empty()) {
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => return Err(io::ErrorKind::TimedOut.into()),
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// Gives sets of the host's table other elements, in one transaction.
+pub(super) fn refill(table: &str, sets: &[Set]) -> io::Result<()> {
+    perform(&Batch::refill(Layer::Host, table, sets))
+}
+
+/// Removes the tables of this name, in one transaction.
+pub(super) fn remove(name: &str) -> io::Result<()> {
+    perform(&Batch::remove(name))
+}
+
+fn perform(batch: &FinishedBatch) -> io::Result<()> {
+    let socket = open()?;
+    // Beyond `wmem_max`, which holders of CAP_NET_ADMIN may: a batch is one datagram.
+    setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER)?;
     let sent = sendto(socket.as_raw_fd(), &batch.bytes, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
     if sent != batch.bytes.len() {
         return Err(io::ErrorKind::WriteZero.into());
     }
     let mut buffer = vec![0; 64 << 10];
     loop {
-        let length = match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-            Err(Errno::EINTR) => continue,
-            Err(Errno::EAGAIN) => return Err(io::ErrorKind::TimedOut.into()),
-            result => result?,
-        };
+        let length = receive(&socket, &mut buffer)?;
         if read_answers(&buffer[..length], batch.last)? == Progress::Complete {
             return Ok(());
         }

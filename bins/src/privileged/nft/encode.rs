@@ -4,43 +4,42 @@
 //! promise to user space. Attributes are in network byte order, message headers in the host's. This module writes bytes
 //! and sends nothing.
 
-use super::{Chain, ChainKind, Expression, Family, Matches, Rule, Table, Verdict};
+use super::attributes::Attributes;
+use super::{Chain, ChainKind, DockerRule, Field, Layer, Rule, Set, Table, Value, expressions};
 use messages::ids::InterfaceName;
-use std::net::Ipv4Addr;
 
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const NEW_TABLE: u16 = SUBSYSTEM << 8;
 const DELETE_TABLE: u16 = SUBSYSTEM << 8 | 2;
+const GET_TABLE: u16 = SUBSYSTEM << 8 | 1;
+const GET_CHAIN: u16 = SUBSYSTEM << 8 | 4;
+const GET_RULE: u16 = SUBSYSTEM << 8 | 7;
+const DELETE_RULE: u16 = SUBSYSTEM << 8 | 8;
 const NEW_CHAIN: u16 = SUBSYSTEM << 8 | 3;
 const NEW_RULE: u16 = SUBSYSTEM << 8 | 6;
+const NEW_SET: u16 = SUBSYSTEM << 8 | 9;
+const NEW_ELEMENTS: u16 = SUBSYSTEM << 8 | 12;
+const DELETE_ELEMENTS: u16 = SUBSYSTEM << 8 | 14;
 
 const FLAG_REQUEST: u16 = 0x1;
 const FLAG_ACK: u16 = 0x4;
+const FLAG_DUMP: u16 = 0x300;
 const FLAG_CREATE: u16 = 0x400;
 const FLAG_APPEND: u16 = 0x800;
 
 const FAMILY_NONE: u8 = 0;
 const FAMILY_INET: u8 = 1;
-const NFPROTO_IPV4: u8 = 2;
-const NESTED: u16 = 0x8000;
-const REGISTER: u32 = 1;
-const REGISTER_VERDICT: u32 = 0;
+const FAMILY_IPV4: u8 = 2;
+const FAMILY_BRIDGE: u8 = 7;
+/// Where docker leaves room for the rules of others (docs.docker.com, "Packet filtering and firewalls").
+const DOCKER_TABLE: &str = "filter";
+const DOCKER_CHAIN: &str = "DOCKER-USER";
 /// `IFNAMSIZ`.
 const INTERFACE_NAME_LEN: usize = 16;
-/// `NF_CT_STATE_BIT`: established 2, related 4; the register is in the host's byte order.
-const STATES: u32 = 2 | 4;
-
-const META_IIFNAME: u32 = 6;
-const META_OIFNAME: u32 = 7;
-const META_NFPROTO: u32 = 15;
-const META_L4PROTO: u32 = 16;
-const PAYLOAD_NETWORK: u32 = 1;
-const PAYLOAD_TRANSPORT: u32 = 2;
-const IPV4_SOURCE: u32 = 12;
-const IPV4_DESTINATION: u32 = 16;
-const TRANSPORT_DESTINATION: u32 = 2;
+/// How many elements fit into one message: an attribute holds 64 KiB, an element at most 60 bytes.
+const ELEMENTS_PER_MESSAGE: usize = 512;
 
 /// A batch under construction.
 #[derive(Debug)]
@@ -48,6 +47,8 @@ pub(crate) struct Batch {
     bytes: Vec<u8>,
     /// The number of the next message.
     sequence: u32,
+    /// The number of the next set.
+    set: u32,
 }
 
 /// A finished batch.
@@ -59,32 +60,80 @@ pub(crate) struct FinishedBatch {
 }
 
 impl Batch {
-    /// Puts `table` in the place of any of its name. Creating before deleting makes the deletion succeed in any case.
+    /// Puts `tables`, with this comment, in the place of any of their names. Creating before deleting makes the deletion
+    /// succeed in any case.
     #[must_use]
-    pub(crate) fn replace(table: &Table) -> FinishedBatch {
+    pub(crate) fn replace(tables: &[Table], comment: &str) -> FinishedBatch {
         let mut batch = Self::begin();
-        batch.table(NEW_TABLE, FLAG_CREATE, &table.name);
-        batch.table(DELETE_TABLE, 0, &table.name);
-        batch.table(NEW_TABLE, FLAG_CREATE, &table.name);
-        for chain in &table.chains {
-            batch.chain(&table.name, chain);
-            for rule in &chain.rules {
-                batch.rule(&table.name, chain.name, rule);
+        for table in tables {
+            batch.clear(table.layer, &table.name);
+            batch.change(NEW_TABLE, FLAG_CREATE, family(table.layer), |a| {
+                a.text(1, &table.name);
+                a.bytes(6, &comment_data(comment));
+            });
+            for set in &table.sets {
+                batch.set(table, set);
+                batch.elements(table.layer, &table.name, set);
+            }
+            for chain in &table.chains {
+                batch.chain(table, chain);
+                for rule in &chain.rules {
+                    batch.rule(table, chain.name, rule);
+                }
             }
         }
         batch.end()
     }
 
-    /// Removes the table; the kernel answers `ENOENT` where there is none.
+    /// Gives sets of an existing table other elements; the kernel answers `ENOENT` where there is no such table.
+    #[must_use]
+    pub(crate) fn refill(layer: Layer, table: &str, sets: &[Set]) -> FinishedBatch {
+        let mut batch = Self::begin();
+        for set in sets {
+            batch.change(DELETE_ELEMENTS, 0, family(layer), |a| {
+                a.text(1, table);
+                a.text(2, set.name);
+            });
+            batch.elements(layer, table, set);
+        }
+        batch.end()
+    }
+
+    /// Removes the tables of this name; none is fine.
     #[must_use]
     pub(crate) fn remove(table: &str) -> FinishedBatch {
         let mut batch = Self::begin();
-        batch.table(DELETE_TABLE, 0, table);
+        for layer in [Layer::Host, Layer::Bridge] {
+            batch.clear(layer, table);
+        }
+        batch.end()
+    }
+
+    /// Puts rules at the head of a chain of docker's, and removes others from it.
+    #[must_use]
+    pub(crate) fn docker(add: &[DockerRule], remove: &[u64]) -> FinishedBatch {
+        let mut batch = Self::begin();
+        for handle in remove {
+            batch.change(DELETE_RULE, 0, FAMILY_IPV4, |a| {
+                a.text(1, DOCKER_TABLE);
+                a.text(2, DOCKER_CHAIN);
+                a.bytes(3, &handle.to_be_bytes());
+            });
+        }
+        for rule in add {
+            // Without the flag that appends.
+            batch.change(NEW_RULE, FLAG_CREATE, FAMILY_IPV4, |a| {
+                a.text(1, DOCKER_TABLE);
+                a.text(2, DOCKER_CHAIN);
+                a.nested(4, |list| expressions::docker(list, rule));
+                a.bytes(7, &comment_data(&rule.comment()));
+            });
+        }
         batch.end()
     }
 
     fn begin() -> Self {
-        let mut batch = Self { bytes: Vec::with_capacity(8192), sequence: 0 };
+        let mut batch = Self { bytes: Vec::with_capacity(32 << 10), sequence: 0, set: 0 };
         batch.message(BATCH_BEGIN, FLAG_REQUEST, FAMILY_NONE, SUBSYSTEM, |_| ());
         batch
     }
@@ -95,17 +144,45 @@ impl Batch {
         FinishedBatch { bytes: self.bytes, last }
     }
 
-    fn table(&mut self, kind: u16, flags: u16, name: &str) {
-        self.change(kind, flags, |a| a.text(1, name));
+    fn clear(&mut self, layer: Layer, name: &str) {
+        self.change(NEW_TABLE, FLAG_CREATE, family(layer), |a| a.text(1, name));
+        self.change(DELETE_TABLE, 0, family(layer), |a| a.text(1, name));
     }
 
-    fn chain(&mut self, table: &str, chain: &Chain) {
+    fn set(&mut self, table: &Table, set: &Set) {
+        self.set += 1;
+        let id = self.set;
+        self.change(NEW_SET, FLAG_CREATE, family(table.layer), |a| {
+            a.text(1, &table.name);
+            a.text(2, set.name);
+            a.number(3, 0); // no flags: neither constant nor timed
+            a.number(4, key_type(set.key));
+            a.number(5, key_length(set.key));
+            a.number(10, id);
+        });
+    }
+
+    fn elements(&mut self, layer: Layer, table: &str, set: &Set) {
+        for part in set.elements.chunks(ELEMENTS_PER_MESSAGE) {
+            self.change(NEW_ELEMENTS, FLAG_CREATE, family(layer), |a| {
+                a.text(1, table);
+                a.text(2, set.name);
+                a.nested(3, |list| {
+                    for element in part {
+                        list.nested(1, |e| e.nested(1, |key| key.bytes(1, &key_bytes(element))));
+                    }
+                });
+            });
+        }
+    }
+
+    fn chain(&mut self, table: &Table, chain: &Chain) {
         let kind = match chain.kind {
             ChainKind::Filter => "filter",
             ChainKind::Nat => "nat",
         };
-        self.change(NEW_CHAIN, FLAG_CREATE, |a| {
-            a.text(1, table);
+        self.change(NEW_CHAIN, FLAG_CREATE, family(table.layer), |a| {
+            a.text(1, &table.name);
             a.text(3, chain.name);
             a.nested(4, |hook| {
                 hook.number(1, chain.hook as u32);
@@ -116,16 +193,16 @@ impl Batch {
         });
     }
 
-    fn rule(&mut self, table: &str, chain: &str, rule: &Rule) {
-        self.change(NEW_RULE, FLAG_CREATE | FLAG_APPEND, |a| {
-            a.text(1, table);
+    fn rule(&mut self, table: &Table, chain: &str, rule: &Rule) {
+        self.change(NEW_RULE, FLAG_CREATE | FLAG_APPEND, family(table.layer), |a| {
+            a.text(1, &table.name);
             a.text(2, chain);
-            a.nested(4, |list| rule.0.iter().for_each(|e| expression(list, e)));
+            a.nested(4, |list| rule.0.iter().for_each(|e| expressions::append(list, e)));
         });
     }
 
-    fn change(&mut self, kind: u16, flags: u16, body: impl FnOnce(&mut Attributes<'_>)) {
-        self.message(kind, FLAG_REQUEST | FLAG_ACK | flags, FAMILY_INET, 0, body);
+    fn change(&mut self, kind: u16, flags: u16, family: u8, body: impl FnOnce(&mut Attributes<'_>)) {
+        self.message(kind, FLAG_REQUEST | FLAG_ACK | flags, family, 0, body);
     }
 
     fn message(&mut self, kind: u16, flags: u16, family: u8, resource: u16, body: impl FnOnce(&mut Attributes<'_>)) {
@@ -138,143 +215,104 @@ impl Batch {
         self.bytes.extend([family, 0]);
         self.bytes.extend(resource.to_be_bytes());
         body(&mut Attributes(&mut self.bytes));
-        let length = u32::try_from(self.bytes.len() - start).expect("a message holds a few hundred bytes");
+        let length = u32::try_from(self.bytes.len() - start).expect("a message holds at most 64 KiB");
         self.bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
         self.sequence += 1;
     }
 }
 
-/// Appends netlink attributes.
-struct Attributes<'a>(&'a mut Vec<u8>);
+/// Asks for a table of ours.
+#[must_use]
+pub(crate) fn table_question(layer: Layer, name: &str) -> Vec<u8> {
+    question(GET_TABLE, FLAG_REQUEST, family(layer), |a| a.text(1, name))
+}
 
-impl Attributes<'_> {
-    fn bytes(&mut self, kind: u16, value: &[u8]) {
-        self.framed(kind, |a| a.0.extend(value));
-    }
+/// Asks for docker's chain.
+#[must_use]
+pub(crate) fn docker_chain_question() -> Vec<u8> {
+    question(GET_CHAIN, FLAG_REQUEST, FAMILY_IPV4, |a| {
+        a.text(1, DOCKER_TABLE);
+        a.text(3, DOCKER_CHAIN);
+    })
+}
 
-    fn number(&mut self, kind: u16, value: u32) {
-        self.bytes(kind, &value.to_be_bytes());
-    }
+/// Asks for every rule of docker's chain.
+#[must_use]
+pub(crate) fn docker_rules_question() -> Vec<u8> {
+    question(GET_RULE, FLAG_REQUEST | FLAG_DUMP, FAMILY_IPV4, |a| {
+        a.text(1, DOCKER_TABLE);
+        a.text(2, DOCKER_CHAIN);
+    })
+}
 
-    fn text(&mut self, kind: u16, value: &str) {
-        self.framed(kind, |a| {
-            a.0.extend(value.as_bytes());
-            a.0.push(0);
-        });
-    }
+fn question(kind: u16, flags: u16, family: u8, body: impl FnOnce(&mut Attributes<'_>)) -> Vec<u8> {
+    let mut batch = Batch { bytes: Vec::new(), sequence: 0, set: 0 };
+    batch.message(kind, flags, family, 0, body);
+    batch.bytes
+}
 
-    fn nested(&mut self, kind: u16, body: impl FnOnce(&mut Attributes<'_>)) {
-        self.framed(kind | NESTED, body);
-    }
-
-    fn framed(&mut self, kind: u16, body: impl FnOnce(&mut Attributes<'_>)) {
-        let start = self.0.len();
-        self.0.extend([0; 2]);
-        self.0.extend(kind.to_ne_bytes());
-        body(&mut Attributes(self.0));
-        let length = u16::try_from(self.0.len() - start).expect("an attribute holds a few hundred bytes");
-        self.0[start..start + 2].copy_from_slice(&length.to_ne_bytes());
-        // Attributes begin at multiples of four bytes; the padding is not part of the length.
-        self.0.resize(self.0.len().next_multiple_of(4), 0);
-    }
-
-    fn element(&mut self, name: &str, body: impl FnOnce(&mut Attributes<'_>)) {
-        self.nested(1, |element| {
-            element.text(1, name);
-            element.nested(2, body);
-        });
-    }
-
-    fn meta(&mut self, key: u32) {
-        self.element("meta", |a| {
-            a.number(1, REGISTER);
-            a.number(2, key);
-        });
-    }
-
-    fn payload(&mut self, base: u32, offset: u32, length: u32) {
-        self.element("payload", |a| {
-            a.number(1, REGISTER);
-            a.number(2, base);
-            a.number(3, offset);
-            a.number(4, length);
-        });
-    }
-
-    fn mask(&mut self, mask: [u8; 4]) {
-        self.element("bitwise", |a| {
-            a.number(1, REGISTER);
-            a.number(2, REGISTER);
-            a.number(3, 4);
-            a.nested(4, |data| data.bytes(1, &mask));
-            a.nested(5, |data| data.bytes(1, &[0; 4]));
-        });
-    }
-
-    fn compare(&mut self, matches: Matches, value: &[u8]) {
-        self.element("cmp", |a| {
-            a.number(1, REGISTER);
-            a.number(2, if matches == Matches::Is { 0 } else { 1 });
-            a.nested(3, |data| data.bytes(1, value));
-        });
-    }
-
-    fn network(&mut self, offset: u32, matches: Matches, network: Ipv4Addr, prefix: u8) {
-        self.payload(PAYLOAD_NETWORK, offset, 4);
-        if prefix < 32 {
-            let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
-            self.mask(mask.to_be_bytes());
-        }
-        self.compare(matches, &network.octets());
+fn family(layer: Layer) -> u8 {
+    match layer {
+        Layer::Host => FAMILY_INET,
+        Layer::Bridge => FAMILY_BRIDGE,
     }
 }
 
-fn expression(list: &mut Attributes<'_>, expression: &Expression) {
-    match expression {
-        Expression::InputInterface(matches, name) => {
-            list.meta(META_IIFNAME);
-            list.compare(*matches, &padded(name));
+/// A comment as nft keeps it (`NFTNL_UDATA_RULE_COMMENT` and `NFTNL_UDATA_TABLE_COMMENT`, both 0): type, length, text, NUL.
+pub(super) fn comment_data(comment: &str) -> Vec<u8> {
+    let length = u8::try_from(comment.len() + 1).expect("comments of ours are short");
+    [&[0, length][..], comment.as_bytes(), &[0]].concat()
+}
+
+/// What `nft list` needs to print the set; the kernel keeps it and asks nothing. nft's numbers (`enum datatypes`), six bits
+/// for each part.
+fn key_type(key: &[Field]) -> u32 {
+    key.iter().fold(0, |sum, field| {
+        let kind = match field {
+            Field::Ipv4 => 7,
+            Field::Mac => 9,
+            Field::Protocol => 12,
+            Field::Port => 13,
+            Field::Interface => 41,
+        };
+        sum << 6 | kind
+    })
+}
+
+fn key_length(key: &[Field]) -> u32 {
+    let width = |field: &Field| match field {
+        Field::Interface => INTERFACE_NAME_LEN,
+        Field::Mac => 6,
+        Field::Ipv4 => 4,
+        Field::Port => 2,
+        Field::Protocol => 1,
+    };
+    let sum: usize = key.iter().map(|field| register_width(width(field))).sum();
+    u32::try_from(sum).expect("a key has a few parts")
+}
+
+fn key_bytes(element: &[Value]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(32);
+    for value in element {
+        match value {
+            Value::Interface(name) => key.extend(padded(name)),
+            Value::Mac(address) => key.extend(address),
+            Value::Ipv4(address) => key.extend(address.octets()),
+            Value::Protocol(protocol) => key.push(*protocol as u8),
+            Value::Port(port) => key.extend(port.to_be_bytes()),
         }
-        Expression::OutputInterface(matches, name) => {
-            list.meta(META_OIFNAME);
-            list.compare(*matches, &padded(name));
-        }
-        Expression::Family(matches, Family::Ipv4) => {
-            list.meta(META_NFPROTO);
-            list.compare(*matches, &[NFPROTO_IPV4]);
-        }
-        Expression::Source(matches, network, prefix) => list.network(IPV4_SOURCE, *matches, *network, *prefix),
-        Expression::Destination(matches, network, prefix) => {
-            list.network(IPV4_DESTINATION, *matches, *network, *prefix);
-        }
-        Expression::Protocol(protocol) => {
-            list.meta(META_L4PROTO);
-            list.compare(Matches::Is, &[*protocol as u8]);
-        }
-        Expression::DestinationPort(port) => {
-            list.payload(PAYLOAD_TRANSPORT, TRANSPORT_DESTINATION, 2);
-            list.compare(Matches::Is, &port.to_be_bytes());
-        }
-        Expression::Established => {
-            list.element("ct", |a| {
-                a.number(1, REGISTER);
-                a.number(2, 0); // NFT_CT_STATE
-            });
-            list.mask(STATES.to_ne_bytes());
-            list.compare(Matches::IsNot, &[0; 4]);
-        }
-        Expression::Masquerade => list.element("masq", |_| ()),
-        Expression::End(verdict) => list.element("immediate", |a| {
-            a.number(1, REGISTER_VERDICT);
-            a.nested(2, |data| {
-                data.nested(2, |v| v.number(1, if *verdict == Verdict::Accept { 1 } else { 0 }));
-            });
-        }),
+        key.resize(register_width(key.len()), 0);
     }
+    key
+}
+
+/// What a value takes in registers, and so in a key made of several.
+pub(super) fn register_width(length: usize) -> usize {
+    length.next_multiple_of(4)
 }
 
 /// The kernel compares the whole field, so that `ab` does not match `abc`.
-fn padded(name: &InterfaceName) -> [u8; INTERFACE_NAME_LEN] {
+pub(super) fn padded(name: &InterfaceName) -> [u8; INTERFACE_NAME_LEN] {
     let mut field = [0; INTERFACE_NAME_LEN];
     field[..name.as_str().len()].copy_from_slice(name.as_str().as_bytes());
     field

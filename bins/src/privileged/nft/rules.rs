@@ -1,11 +1,19 @@
-//! What the table of an instance says: out through NAT, answers back in, and of the host only its resolver and its echo.
+//! What the tables of an instance say: each guest as itself and nobody else, out through NAT, answers back in, and of the
+//! host only its resolver, its echo and what was granted.
 //!
-//! A guest is hostile, so each chain ends in a drop of whatever came from the bridge. Isolation of guests from each other
-//! rests on the isolated bridge ports; these rules close the way round by routing.
+//! A guest is hostile, so each chain ends in a drop of whatever came from it. Guests are kept from each other by isolated
+//! bridge ports, which no reload of a firewall undoes; a grant between two of them goes by the host's routing, where the
+//! rules here see it.
 
-use super::{Chain, ChainKind, Expression, Family, Hook, Matches, Protocol, Rule, Table, Verdict};
-use crate::privileged::validate::{BridgeName, CheckedSubnet, Instance};
-use Expression::{Destination, DestinationPort, End, Established, InputInterface, Masquerade, OutputInterface, Source};
+use super::{
+    Chain, ChainKind, EtherType, Expression, Family, Field, Hook, Layer, Load, Matches, Protocol, Rule, Set, Table,
+    Value, Verdict,
+};
+use crate::privileged::validate::{BridgeName, CheckedGrant, CheckedSubnet, CheckedTarget, Instance};
+use Expression::{
+    ArpForIpv4, ClampSegments, Destination, DestinationPort, End, Established, IcmpRedirect, InputInterface,
+    InputInterfaces, Masquerade, Member, OutputInterface, Source,
+};
 use Matches::{Is, IsNot};
 use std::net::Ipv4Addr;
 
@@ -15,20 +23,60 @@ const LINK_LOCAL: (Ipv4Addr, u8) = (Ipv4Addr::new(169, 254, 0, 0), 16);
 const PRIORITY_FILTER: i32 = 0;
 /// nft's `srcnat` priority.
 const PRIORITY_SOURCE_NAT: i32 = 100;
+/// nft's `filter` priority on bridges.
+const PRIORITY_BRIDGE_FILTER: i32 = -200;
 const DNS_PORT: u16 = 53;
 const IPV4: Expression = Expression::Family(Is, Family::Ipv4);
 
-/// The whole table.
+/// Who sits behind which tap.
+const GUESTS: &str = "guests";
+/// Which guest may reach which other.
+const PEERS: &str = "peers";
+/// Which guest may reach which port of the host.
+const SERVICES: &str = "services";
+
+/// The tables, without grants.
 #[must_use]
-pub(crate) fn table(instance: Instance, bridge: &BridgeName, subnet: CheckedSubnet) -> Table {
+pub(crate) fn tables(instance: Instance, bridge: &BridgeName, subnet: CheckedSubnet) -> [Table; 2] {
+    [host(instance, bridge, subnet), frames(instance, subnet)]
+}
+
+/// The sets that hold the grants; they belong to the host's table.
+#[must_use]
+pub(crate) fn grants(subnet: CheckedSubnet, grants: &[CheckedGrant]) -> [Set; 2] {
+    let mut peers = Set { name: PEERS, key: &[Field::Ipv4, Field::Ipv4], elements: Vec::new() };
+    let key = &[Field::Ipv4, Field::Protocol, Field::Port];
+    let mut services = Set { name: SERVICES, key, elements: Vec::new() };
+    for grant in grants {
+        let Some(from) = subnet.guest(grant.from) else { continue };
+        let from = Value::Ipv4(from);
+        match grant.to {
+            CheckedTarget::Tap(tap) => {
+                peers.elements.extend(subnet.guest(tap).map(|to| vec![from, Value::Ipv4(to)]));
+            }
+            CheckedTarget::Tcp(port) => {
+                services.elements.push(vec![from, Value::Protocol(Protocol::Tcp), Value::Port(port)]);
+            }
+            CheckedTarget::Udp(port) => {
+                services.elements.push(vec![from, Value::Protocol(Protocol::Udp), Value::Port(port)]);
+            }
+        }
+    }
+    [peers, services]
+}
+
+fn host(instance: Instance, bridge: &BridgeName, subnet: CheckedSubnet) -> Table {
     let from_guests = InputInterface(Is, bridge.interface().clone());
     let to_guests = OutputInterface(Is, bridge.interface().clone());
     let elsewhere = OutputInterface(IsNot, bridge.interface().clone());
     Table {
+        layer: Layer::Host,
         name: instance.table(),
+        sets: grants(subnet, &[]).into(),
         chains: vec![
             filter("input", Hook::Input, input(&from_guests, subnet)),
             filter("forward", Hook::Forward, forward(&from_guests, &to_guests, subnet)),
+            filter("output", Hook::Output, output(&to_guests)),
             Chain {
                 name: "postrouting",
                 kind: ChainKind::Nat,
@@ -44,37 +92,82 @@ fn filter(name: &'static str, hook: Hook, rules: Vec<Rule>) -> Chain {
     Chain { name, kind: ChainKind::Filter, hook, priority: PRIORITY_FILTER, rules }
 }
 
-/// From guests to the host: only answers, DNS and echo at the gateway's address.
+/// What enters the bridge by a tap: IPv4 and ARP, from the guest behind that tap and in its own name.
+///
+/// The set holds every tap that the network has room for, since all of it derives from the tap's number: no guest is ever
+/// without its rule, and a lease changes nothing here.
+fn frames(instance: Instance, subnet: CheckedSubnet) -> Table {
+    let guest = |(name, mac, address)| vec![Value::Interface(name), Value::Mac(mac), Value::Ipv4(address)];
+    let set = Set {
+        name: GUESTS,
+        key: &[Field::Interface, Field::Mac, Field::Ipv4],
+        elements: instance.guests(subnet).map(guest).collect(),
+    };
+    let accept = End(Verdict::Accept);
+    let packet = &[Load::InputInterface, Load::EtherSource, Load::Ipv4Source];
+    let frame_of_arp = &[Load::InputInterface, Load::EtherSource, Load::ArpSenderIpv4];
+    let sender_of_arp = &[Load::InputInterface, Load::ArpSenderMac, Load::ArpSenderIpv4];
+    let rules = vec![
+        Rule(vec![InputInterfaces(IsNot, instance.tap_prefix()), accept.clone()]),
+        Rule(vec![Expression::EtherType(EtherType::Ipv4), Member(packet, GUESTS), accept.clone()]),
+        Rule(vec![
+            Expression::EtherType(EtherType::Arp),
+            ArpForIpv4,
+            Member(frame_of_arp, GUESTS),
+            Member(sender_of_arp, GUESTS),
+            accept,
+        ]),
+        Rule(vec![End(Verdict::Drop)]),
+    ];
+    let (kind, priority) = (ChainKind::Filter, PRIORITY_BRIDGE_FILTER);
+    let chain = Chain { name: "prerouting", kind, hook: Hook::Prerouting, priority, rules };
+    Table { layer: Layer::Bridge, name: instance.table(), sets: vec![set], chains: vec![chain] }
+}
+
+/// From guests to the host: only answers, DNS and echo at the gateway's address, and the ports that were granted there.
 fn input(from_guests: &Expression, subnet: CheckedSubnet) -> Vec<Rule> {
-    let to_gateway = |protocol: Protocol, port: Option<u16>| {
-        let mut rule =
-            vec![from_guests.clone(), IPV4, Destination(Is, subnet.gateway(), 32), Expression::Protocol(protocol)];
-        rule.extend(port.map(DestinationPort));
+    let to_gateway = |what: Vec<Expression>| {
+        let mut rule = vec![from_guests.clone(), IPV4, Destination(Is, subnet.gateway(), 32)];
+        rule.extend(what);
         rule.push(End(Verdict::Accept));
         Rule(rule)
     };
     let mut rules = honest_source(from_guests, subnet);
     rules.extend([
         Rule(vec![from_guests.clone(), Established, End(Verdict::Accept)]),
-        to_gateway(Protocol::Icmp, None),
-        to_gateway(Protocol::Udp, Some(DNS_PORT)),
-        to_gateway(Protocol::Tcp, Some(DNS_PORT)),
+        to_gateway(vec![Expression::Protocol(Protocol::Icmp)]),
+        to_gateway(vec![Expression::Protocol(Protocol::Udp), DestinationPort(DNS_PORT)]),
+        to_gateway(vec![Expression::Protocol(Protocol::Tcp), DestinationPort(DNS_PORT)]),
+        to_gateway(vec![Member(&[Load::Ipv4Source, Load::Protocol, Load::DestinationPort], SERVICES)]),
         Rule(vec![from_guests.clone(), End(Verdict::Drop)]),
     ]);
     rules
 }
 
-/// Through the host: guests out, answers in, nothing between guests.
+/// Through the host: guests out, answers in, between guests only what was granted.
 fn forward(from_guests: &Expression, to_guests: &Expression, subnet: CheckedSubnet) -> Vec<Rule> {
     let mut rules = honest_source(from_guests, subnet);
+    let between =
+        |what: Expression| Rule(vec![from_guests.clone(), to_guests.clone(), IPV4, what, End(Verdict::Accept)]);
+    let clamp = |way: &Expression| Rule(vec![way.clone(), Expression::Protocol(Protocol::Tcp), ClampSegments]);
     rules.extend([
         Rule(vec![from_guests.clone(), IPV4, Destination(Is, LINK_LOCAL.0, LINK_LOCAL.1), End(Verdict::Drop)]),
+        between(Established),
+        between(Member(&[Load::Ipv4Source, Load::Ipv4Destination], PEERS)),
         Rule(vec![from_guests.clone(), to_guests.clone(), End(Verdict::Drop)]),
+        clamp(from_guests),
+        clamp(to_guests),
         Rule(vec![from_guests.clone(), End(Verdict::Accept)]),
         Rule(vec![to_guests.clone(), Established, End(Verdict::Accept)]),
         Rule(vec![to_guests.clone(), End(Verdict::Drop)]),
     ]);
     rules
+}
+
+/// From the host to guests: whatever it likes, but for the advice to talk to another guest directly, which they cannot.
+fn output(to_guests: &Expression) -> Vec<Rule> {
+    let icmp = Expression::Protocol(Protocol::Icmp);
+    vec![Rule(vec![to_guests.clone(), IPV4, icmp, IcmpRedirect, End(Verdict::Drop)])]
 }
 
 /// Guests have an IPv4 address of the subnet and nothing else; IPv6 is not given to them, so none may come from them.

@@ -1,14 +1,69 @@
-//! A table as data. It prints itself in nft's own syntax, so that tests and logs can be read.
+//! Tables as data. They print themselves in nft's own syntax, so that tests and logs can be read.
 
 use messages::ids::InterfaceName;
 use std::fmt;
 use std::net::Ipv4Addr;
 
-/// One table of the `inet` family.
+/// One table of one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Table {
+    pub layer: Layer,
     pub name: String,
+    pub sets: Vec<Set>,
     pub chains: Vec<Chain>,
+}
+
+/// Which packets a table sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Layer {
+    /// Packets to, from and through the host: nft's `inet`.
+    Host,
+    /// Frames that enter a bridge: nft's `bridge`.
+    Bridge,
+}
+
+/// A named set of concatenated values; rules look things up in it in constant time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Set {
+    pub name: &'static str,
+    pub key: &'static [Field],
+    /// Each has one value per field of the key, in its order.
+    pub elements: Vec<Vec<Value>>,
+}
+
+/// What one part of a set's key is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Field {
+    Interface,
+    Mac,
+    Ipv4,
+    Protocol,
+    Port,
+}
+
+/// One part of an element.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Value {
+    Interface(InterfaceName),
+    Mac([u8; 6]),
+    Ipv4(Ipv4Addr),
+    Protocol(Protocol),
+    Port(u16),
+}
+
+/// What a lookup reads from the packet, for one part of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Load {
+    InputInterface,
+    EtherSource,
+    /// Holds only where the packet is known to be IPv4; so do the next three.
+    Ipv4Source,
+    Ipv4Destination,
+    Protocol,
+    DestinationPort,
+    /// Holds only after `ArpForIpv4`; so does the next.
+    ArpSenderMac,
+    ArpSenderIpv4,
 }
 
 /// A base chain; its policy is to accept, since it sees the whole host's traffic.
@@ -28,11 +83,13 @@ pub(crate) enum ChainKind {
     Nat,
 }
 
-/// Where a chain sits. The values are the kernel's `NF_INET_*` (`linux/netfilter.h`).
+/// Where a chain sits. The values are the kernel's `NF_INET_*` (`linux/netfilter.h`), and `NF_BR_*` of the same meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hook {
+    Prerouting = 0,
     Input = 1,
     Forward = 2,
+    Output = 3,
     Postrouting = 4,
 }
 
@@ -51,6 +108,13 @@ pub(crate) enum Matches {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Family {
     Ipv4,
+}
+
+/// What a frame says that it carries. The values are IEEE's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EtherType {
+    Ipv4 = 0x0800,
+    Arp = 0x0806,
 }
 
 /// The transport layer's protocol. The values are IANA's.
@@ -72,24 +136,45 @@ pub(crate) enum Verdict {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Expression {
     InputInterface(Matches, InterfaceName),
+    /// Every interface whose name begins so.
+    InputInterfaces(Matches, String),
     OutputInterface(Matches, InterfaceName),
     Family(Matches, Family),
+    /// As the frame says, VLAN tags included: a tagged frame has another type.
+    EtherType(EtherType),
+    /// ARP that maps Ethernet to IPv4 addresses; holds only after `EtherType(Arp)`.
+    ArpForIpv4,
     /// Holds only after `Family(Is, Ipv4)`: it reads the IPv4 header.
     Source(Matches, Ipv4Addr, u8),
     /// As `Source`.
     Destination(Matches, Ipv4Addr, u8),
     Protocol(Protocol),
+    /// Holds only after `Protocol(Icmp)`.
+    IcmpRedirect,
     /// Holds only after `Protocol` of TCP or UDP.
     DestinationPort(u16),
+    /// What the packet says is an element of the set.
+    Member(&'static [Load], &'static str),
     /// Established or related.
     Established,
+    /// A TCP handshake that promises larger segments than the way out takes is made to promise less.
+    ClampSegments,
     Masquerade,
     End(Verdict),
 }
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "table inet {} {{", self.name)?;
+        let layer = match self.layer {
+            Layer::Host => "inet",
+            Layer::Bridge => "bridge",
+        };
+        writeln!(f, "table {layer} {} {{", self.name)?;
+        for set in &self.sets {
+            let key: Vec<&str> = set.key.iter().map(|field| field.word()).collect();
+            let count = set.elements.len();
+            writeln!(f, "  set {} {{ type {}; {count} elements }}", set.name, key.join(" . "))?;
+        }
         for chain in &self.chains {
             let kind = match chain.kind {
                 ChainKind::Filter => "filter",
@@ -104,6 +189,33 @@ impl fmt::Display for Table {
             writeln!(f, "  }}")?;
         }
         write!(f, "}}")
+    }
+}
+
+impl Field {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Interface => "ifname",
+            Self::Mac => "ether_addr",
+            Self::Ipv4 => "ipv4_addr",
+            Self::Protocol => "inet_proto",
+            Self::Port => "inet_service",
+        }
+    }
+}
+
+impl Load {
+    fn words(self) -> &'static str {
+        match self {
+            Self::InputInterface => "iifname",
+            Self::EtherSource => "ether saddr",
+            Self::Ipv4Source => "ip saddr",
+            Self::Ipv4Destination => "ip daddr",
+            Self::Protocol => "meta l4proto",
+            Self::DestinationPort => "th dport",
+            Self::ArpSenderMac => "arp saddr ether",
+            Self::ArpSenderIpv4 => "arp saddr ip",
+        }
     }
 }
 
@@ -122,13 +234,23 @@ impl fmt::Display for Expression {
         };
         match self {
             Self::InputInterface(m, name) => write!(f, "iifname {}\"{name}\"", not(m)),
+            Self::InputInterfaces(m, prefix) => write!(f, "iifname {}\"{prefix}*\"", not(m)),
             Self::OutputInterface(m, name) => write!(f, "oifname {}\"{name}\"", not(m)),
             Self::Family(m, Family::Ipv4) => write!(f, "meta nfproto {}ipv4", not(m)),
+            Self::EtherType(EtherType::Ipv4) => write!(f, "ether type ip"),
+            Self::EtherType(EtherType::Arp) => write!(f, "ether type arp"),
+            Self::ArpForIpv4 => write!(f, "arp htype 1 arp ptype ip"),
             Self::Source(m, network, prefix) => write!(f, "ip saddr {}{network}/{prefix}", not(m)),
             Self::Destination(m, network, prefix) => write!(f, "ip daddr {}{network}/{prefix}", not(m)),
             Self::Protocol(protocol) => write!(f, "meta l4proto {}", format!("{protocol:?}").to_lowercase()),
+            Self::IcmpRedirect => write!(f, "icmp type redirect"),
             Self::DestinationPort(port) => write!(f, "th dport {port}"),
+            Self::Member(loads, set) => {
+                let words: Vec<&str> = loads.iter().map(|load| load.words()).collect();
+                write!(f, "{} @{set}", words.join(" . "))
+            }
             Self::Established => write!(f, "ct state established,related"),
+            Self::ClampSegments => write!(f, "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"),
             Self::Masquerade => write!(f, "masquerade"),
             Self::End(Verdict::Accept) => write!(f, "accept"),
             Self::End(Verdict::Drop) => write!(f, "drop"),

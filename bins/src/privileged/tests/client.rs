@@ -26,7 +26,13 @@ fn pool(helper: &Helper) -> actix::Addr<TapPool> {
     let client = PrivilegedClient::new(helper.path.clone()).start();
     let network = NetworkSettings::new(&Config::parse("").unwrap(), ONE, Place::Usual).unwrap();
     let keeper = Network::new(network.clone(), client.clone().recipient()).start();
-    let settings = PoolSettings { network, size: 0, uplink: Box::new(Fixed), leases: Vec::new() };
+    let settings = PoolSettings {
+        network,
+        size: 0,
+        uplink: Box::new(Fixed),
+        leases: Vec::new(),
+        allow: std::collections::HashMap::new(),
+    };
     Supervisor::start(move |_| TapPool::new(settings, client.recipient(), keeper.recipient()))
 }
 
@@ -36,7 +42,7 @@ fn a_lease_makes_the_bridge_the_rules_and_then_the_tap() {
         let host = Double::default();
         let helper = Helper::start(&host, own_uid());
         let pool = pool(&helper);
-        let lease = pool.send(Lease { vm: VmId([1; 8]), wanted: None }).await.unwrap().unwrap();
+        let lease = pool.send(Lease { vm: VmId([1; 8]), wanted: None, allow: Vec::new() }).await.unwrap().unwrap();
         assert_eq!((lease.name.as_str(), lease.address), ("btabcdef-0", Ipv4Addr::new(172, 16, 0, 2)));
         host.with(|s| {
             let position = |call: &str| s.calls.iter().position(|c| c.starts_with(call)).unwrap();
@@ -54,10 +60,10 @@ fn what_the_kernel_refuses_reaches_the_caller_with_its_reason() {
         let helper = Helper::start(&host, own_uid());
         let pool = pool(&helper);
         host.fail("create_tap", 1);
-        let failed = pool.send(Lease { vm: VmId([1; 8]), wanted: None }).await.unwrap().unwrap_err();
+        let failed = pool.send(Lease { vm: VmId([1; 8]), wanted: None, allow: Vec::new() }).await.unwrap().unwrap_err();
         assert_eq!(failed.kind, ErrorKind::Host);
         assert!(failed.to_string().contains("Operation not permitted"), "{failed}");
-        pool.send(Lease { vm: VmId([1; 8]), wanted: None }).await.unwrap().unwrap();
+        pool.send(Lease { vm: VmId([1; 8]), wanted: None, allow: Vec::new() }).await.unwrap().unwrap();
     });
 }
 

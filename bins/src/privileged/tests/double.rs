@@ -1,7 +1,7 @@
 //! A host in memory that records every call and can be told which of them fail, and how often.
 
 use crate::privileged::host::{Host, HostError, HostResult, Link, LinkChange, LinkKind, Route};
-use crate::privileged::nft::Table;
+use crate::privileged::nft::{DockerRule, KnownRule, Layer, Set, Table};
 use messages::ids::InterfaceName;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
@@ -15,10 +15,14 @@ pub(super) struct State {
     pub(super) addresses: BTreeMap<u32, Vec<(Ipv4Addr, u8)>>,
     pub(super) routes: Vec<Route>,
     pub(super) isolated: Vec<u32>,
-    pub(super) tables: BTreeMap<String, Table>,
+    /// Who the bridge was told lives behind a port.
+    pub(super) pinned: BTreeMap<u32, [u8; 6]>,
+    pub(super) tables: BTreeMap<(Layer, String), Table>,
     pub(super) forwarding: bool,
     /// Somebody else has port 53.
     pub(super) port_taken: bool,
+    /// The rules of docker's chain for others, where there is one.
+    pub(super) docker: Option<Vec<KnownRule>>,
     /// Every call, in order: those that only look begin with `?`.
     pub(super) calls: Vec<String>,
     /// How many calls of this name pass from now on, and how many fail after them.
@@ -142,9 +146,12 @@ impl Host for Double {
         })
     }
 
-    async fn isolate_port(&mut self, link: &Link) -> HostResult<()> {
+    async fn isolate_port(&mut self, link: &Link, guest: [u8; 6]) -> HostResult<()> {
         assert!(self.with(|s| s.links[&link.index].controller.is_some()), "only ports can be isolated");
-        self.call("isolate_port", &link.name, |s| s.isolated.push(link.index))
+        self.call("isolate_port", &link.name, |s| {
+            s.isolated.push(link.index);
+            s.pinned.insert(link.index, guest);
+        })
     }
 
     async fn delete_link(&mut self, link: &Link) -> HostResult<()> {
@@ -193,15 +200,50 @@ impl Host for Double {
         self.call("enable_forwarding", "", |s| s.forwarding = true)
     }
 
-    async fn replace_table(&mut self, table: &Table) -> HostResult<()> {
-        self.call("replace_table", &table.name, |s| {
-            s.tables.insert(table.name.clone(), table.clone());
+    async fn answer_for_guests(&mut self, bridge: &InterfaceName) -> HostResult<()> {
+        assert!(self.with(|s| s.named(bridge.as_str()).is_some()), "only a bridge that exists can answer");
+        self.call("answer_for_guests", bridge.as_str(), |_| ())
+    }
+
+    async fn replace_tables(&mut self, tables: &[Table]) -> HostResult<bool> {
+        self.call("replace_tables", &tables[0].name, |s| {
+            let key = |table: &Table| (table.layer, table.name.clone());
+            let there = tables.iter().all(|table| s.tables.contains_key(&key(table)));
+            if !there {
+                s.tables.extend(tables.iter().map(|table| (key(table), table.clone())));
+            }
+            !there
         })
     }
 
-    async fn remove_table(&mut self, name: &str) -> HostResult<()> {
-        self.call("remove_table", name, |s| {
-            s.tables.remove(name);
+    async fn docker_rules(&mut self) -> HostResult<Option<Vec<KnownRule>>> {
+        self.call("?docker_rules", "", |s| s.docker.clone())
+    }
+
+    async fn change_docker_rules(&mut self, add: &[DockerRule], remove: &[u64]) -> HostResult<()> {
+        let comments: Vec<String> = add.iter().map(DockerRule::comment).collect();
+        self.call("change_docker_rules", &format!("add={comments:?} remove={remove:?}"), |s| {
+            let rules = s.docker.as_mut().expect("only a chain that exists is changed");
+            rules.retain(|rule| !remove.contains(&rule.handle));
+            for comment in comments.clone() {
+                let handle = rules.iter().map(|rule| rule.handle).max().unwrap_or(0) + 1;
+                rules.push(KnownRule { handle, comment });
+            }
         })
+    }
+
+    async fn refill_sets(&mut self, table: &str, sets: &[Set]) -> HostResult<bool> {
+        self.call("refill_sets", table, |s| {
+            let Some(table) = s.tables.get_mut(&(Layer::Host, table.to_owned())) else { return false };
+            for set in sets {
+                let has = table.sets.iter_mut().find(|has| has.name == set.name);
+                *has.expect("only the table's own sets are refilled") = set.clone();
+            }
+            true
+        })
+    }
+
+    async fn remove_tables(&mut self, name: &str) -> HostResult<()> {
+        self.call("remove_tables", name, |s| s.tables.retain(|(_, has), _| has != name))
     }
 }

@@ -1,7 +1,8 @@
-//! What the helper does, tried against a double of the host.
+//! What the helper does, tried against a double of the host, and with real packets in a network namespace.
 
 mod client;
 mod double;
 mod operations;
+mod packets;
 mod properties;
 mod server;

@@ -2,9 +2,10 @@
 
 use super::double::Double;
 use crate::privileged::host::{LinkKind, Route};
+use crate::privileged::nft::KnownRule;
 use crate::privileged::ops::{OperationError, Operations};
 use messages::ids::InstanceId;
-use messages::privileged::{PrivilegedOperation, PrivilegedReply, Subnet, TapNumber};
+use messages::privileged::{Grant, GrantTarget, PrivilegedOperation, PrivilegedReply, Subnet, TapNumber};
 use std::net::Ipv4Addr;
 
 const OWNER: u32 = 1000;
@@ -33,7 +34,8 @@ async fn perform(host: &Double, operation: &PrivilegedOperation) -> Result<Privi
 }
 
 async fn done(host: &Double, operation: PrivilegedOperation) {
-    assert_eq!(perform(host, &operation).await.unwrap(), PrivilegedReply::Done, "{operation:?}");
+    let reply = perform(host, &operation).await.unwrap();
+    assert!(matches!(reply, PrivilegedReply::Done | PrivilegedReply::Rewritten), "{operation:?}: {reply:?}");
 }
 
 #[tokio::test]
@@ -47,7 +49,7 @@ async fn a_whole_network_is_made_in_this_order() {
     change_link bbabcdef alias=banger:abcdef address=[02, ab, cd, ef, ff, ff]
     add_address bbabcdef 172.16.0.1/24
     change_link bbabcdef up
-    replace_table banger_abcdef
+    replace_tables banger_abcdef
     enable_forwarding
     create_tap btabcdef-0 uid=1000
     change_link btabcdef-0 alias=banger:abcdef mtu=1400 port
@@ -88,7 +90,9 @@ async fn every_failure_is_made_good_by_the_next_attempt() {
         "create_bridge",
         "change_link",
         "add_address",
-        "replace_table",
+        "replace_tables",
+        "answer_for_guests",
+        "?docker_rules",
         "enable_forwarding",
         "create_tap",
         "isolate_port",
@@ -154,7 +158,7 @@ async fn interfaces_of_others_are_refused_and_left_alone() {
     done(&host, PrivilegedOperation::RemoveInstance { instance: ONE }).await;
     host.with(|s| {
         assert_eq!(s.links, before);
-        assert_eq!(s.changes(), ["remove_table banger_abcdef"]);
+        assert_eq!(s.changes(), ["remove_tables banger_abcdef"]);
     });
 }
 
@@ -250,8 +254,8 @@ async fn removing_takes_taps_before_the_bridge_before_the_rules() {
     delete_link btabcdef-0
     delete_link btabcdef-1
     delete_link bbabcdef
-    remove_table banger_abcdef
-    remove_table banger_abcdef
+    remove_tables banger_abcdef
+    remove_tables banger_abcdef
     ");
 }
 
@@ -260,7 +264,7 @@ async fn the_rules_read_like_this() {
     let host = Double::default();
     done(&host, bridge(ONE, "bbabcdef")).await;
     done(&host, nat("bbabcdef")).await;
-    insta::assert_snapshot!(host.with(|s| s.tables["banger_abcdef"].to_string()), @r#"
+    insta::assert_snapshot!(host.with(|s| s.tables.values().map(ToString::to_string).collect::<Vec<_>>().join("\n")), @r#"
     table inet banger_abcdef {
       chain input {
         type filter hook input priority 0; policy accept;
@@ -333,4 +337,58 @@ async fn a_port_that_is_taken_is_one_sentence() {
     host.with(|s| s.port_taken = true);
     let error = perform(&host, &dns("bbabcdef", subnet().gateway)).await.unwrap_err();
     assert_eq!(error.to_string(), "port 53 of 172.16.0.1 is taken by another program");
+}
+
+#[tokio::test]
+async fn grants_are_a_whole_state_that_needs_its_table() {
+    let host = Double::default();
+    let grants =
+        |grants: &[Grant]| PrivilegedOperation::SetGrants { instance: ONE, subnet: subnet(), grants: grants.to_vec() };
+    let missing = perform(&host, &grants(&[])).await.unwrap_err();
+    assert!(matches!(missing, OperationError::NoTable(_)));
+    assert_eq!(messages::WireError::from(missing).kind, messages::error::ErrorKind::NotFound);
+    done(&host, bridge(ONE, "bbabcdef")).await;
+    done(&host, nat("bbabcdef")).await;
+    let from = TapNumber(0);
+    let three = [
+        Grant { from, to: GrantTarget::Tap(TapNumber(1)) },
+        Grant { from, to: GrantTarget::Tcp(8080) },
+        Grant { from, to: GrantTarget::Udp(69) },
+    ];
+    let counts = || {
+        host.with(|s| {
+            s.tables.values().flat_map(|t| &t.sets).map(|set| (set.name, set.elements.len())).collect::<Vec<_>>()
+        })
+    };
+    done(&host, grants(&three)).await;
+    assert_eq!(counts(), [("peers", 1), ("services", 2), ("guests", 253)]);
+    done(&host, grants(&three[1..2])).await;
+    assert_eq!(counts(), [("peers", 0), ("services", 1), ("guests", 253)]);
+}
+
+#[tokio::test]
+async fn docker_is_asked_once_and_left_as_it_was() {
+    let host = Double::default();
+    let theirs = KnownRule { handle: 3, comment: "somebody's".to_owned() };
+    let others = KnownRule { handle: 4, comment: "banger:010203 from bb010203".to_owned() };
+    host.with(|s| s.docker = Some(vec![theirs.clone(), others.clone()]));
+    let comments = || host.with(|s| s.docker.iter().flatten().map(|rule| rule.comment.clone()).collect::<Vec<_>>());
+    for name in ["br-old", "br-new", "br-new"] {
+        done(&host, bridge(ONE, name)).await;
+        done(&host, nat(name)).await;
+        let from_and_to = ["from", "to"].map(|way| format!("banger:abcdef {way} {name}"));
+        assert_eq!(comments(), [&[theirs.comment.clone(), others.comment.clone()][..], &from_and_to].concat());
+    }
+    assert_eq!(host.with(|s| s.changes().iter().filter(|call| call.starts_with("change_docker")).count()), 2);
+    done(&host, PrivilegedOperation::RemoveInstance { instance: ONE }).await;
+    assert_eq!(host.with(|s| s.docker.clone()), Some(vec![theirs, others]));
+}
+
+#[tokio::test]
+async fn rules_that_are_there_are_not_written_again() {
+    let host = Double::default();
+    done(&host, bridge(ONE, "bbabcdef")).await;
+    for reply in [PrivilegedReply::Rewritten, PrivilegedReply::Done] {
+        assert_eq!(perform(&host, &nat("bbabcdef")).await.unwrap(), reply);
+    }
 }

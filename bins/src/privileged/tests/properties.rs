@@ -6,7 +6,7 @@ use crate::privileged::ops::Operations;
 use crate::privileged::validate::check;
 use messages::ids::{InstanceId, InterfaceName};
 use messages::limits::TAPS_MAX;
-use messages::privileged::{PrivilegedOperation, Subnet, TapNumber, default_bridge_name};
+use messages::privileged::{Grant, GrantTarget, PrivilegedOperation, Subnet, TapNumber, default_bridge_name};
 use proptest::prelude::*;
 use std::net::Ipv4Addr;
 
@@ -28,6 +28,16 @@ fn interface() -> impl Strategy<Value = InterfaceName> {
 fn subnet() -> impl Strategy<Value = Subnet> {
     let address = prop_oneof![any::<u32>().prop_map(Ipv4Addr::from), (0..=255_u8).prop_map(|n| [172, 16, 0, n].into())];
     (address, any::<u8>()).prop_map(|(gateway, prefix)| Subnet { gateway, prefix: prefix % 40 })
+}
+
+fn grant() -> impl Strategy<Value = Grant> {
+    let tap = || prop_oneof![(0..16_u16).prop_map(TapNumber), any::<u16>().prop_map(TapNumber)];
+    let to = prop_oneof![
+        tap().prop_map(GrantTarget::Tap),
+        any::<u16>().prop_map(GrantTarget::Tcp),
+        (0..2_u16).prop_map(GrantTarget::Udp),
+    ];
+    (tap(), to).prop_map(|(from, to)| Grant { from, to })
 }
 
 fn operation() -> impl Strategy<Value = PrivilegedOperation> {
@@ -59,6 +69,8 @@ fn operation() -> impl Strategy<Value = PrivilegedOperation> {
             bridge,
             subnet
         }),
+        (instance(), subnet(), prop::collection::vec(grant(), 0..4))
+            .prop_map(|(instance, subnet, grants)| Op::SetGrants { instance, subnet, grants }),
         instance().prop_map(|instance| Op::ListTaps { instance }),
         instance().prop_map(|instance| Op::RemoveInstance { instance }),
     ]
@@ -94,6 +106,21 @@ fn is_acceptable(operation: &PrivilegedOperation) -> bool {
             bridge_is_fine(instance, bridge) && tap.0 < TAPS_MAX && mtu.is_none_or(|mtu| (576..=65521).contains(&mtu))
         }
         Op::RemoveTap { tap, .. } => tap.0 < TAPS_MAX,
+        Op::SetGrants { subnet, grants, .. } => {
+            let hosts = 1_u64 << (32 - u32::from(subnet.prefix.min(32)));
+            let has_address = |tap: TapNumber| {
+                let host = u64::from(tap.0) + 2;
+                tap.0 < TAPS_MAX && host < hosts - 1 && host != u64::from(u32::from(subnet.gateway)) % hosts
+            };
+            subnet_is_fine(subnet)
+                && grants.iter().all(|grant| {
+                    has_address(grant.from)
+                        && match grant.to {
+                            GrantTarget::Tap(tap) => has_address(tap),
+                            GrantTarget::Tcp(port) | GrantTarget::Udp(port) => port != 0,
+                        }
+                })
+        }
     }
 }
 
