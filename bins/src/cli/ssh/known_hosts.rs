@@ -8,28 +8,24 @@ use actors::ssh::host_key;
 use messages::error::ErrorKind;
 use messages::reply::Reply;
 use messages::request::RequestBody;
-use messages::vm::VmView;
+use messages::vm::SshPublicKey;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::OpenOptions;
 use std::path::Path;
-use std::sync::Arc;
 
-/// Both names of each VM before its key, in the order of the ids.
-pub(super) fn text(views: &[Arc<VmView>]) -> String {
-    let mut lines: Vec<String> = views
-        .iter()
-        .filter_map(|view| {
-            let key = view.ssh_host_key.as_ref()?;
-            Some(format!("{id}{DOMAIN},{name}{DOMAIN} {}\n", host_key::line(key), id = view.id, name = view.name))
-        })
-        .collect();
+/// Both names of each VM (id, name) before its key, in the order of the ids.
+fn text<'a>(vms: impl Iterator<Item = (String, &'a str, &'a SshPublicKey)>) -> String {
+    let line = |(id, name, key): (String, &str, &SshPublicKey)| {
+        format!("{id}{DOMAIN},{name}{DOMAIN} {}\n", host_key::line(key))
+    };
+    let mut lines: Vec<String> = vms.map(line).collect();
     lines.sort();
     lines.insert(0, "# Written by banger; changes are lost.\n".to_owned());
     lines.concat()
 }
 
-/// Brings the file up to date, and gives every VM.
-pub(super) async fn update(client: &Client, path: &Path) -> Result<Vec<Arc<VmView>>, Failure> {
+/// Brings the file up to date.
+pub(super) async fn update(client: &Client, path: &Path) -> Result<(), Failure> {
     let failed = |error: &dyn std::error::Error, what: &Path| -> Failure {
         Failure::new(ErrorKind::Host, format!("failed to write `{}`: {error}", what.display()))
     };
@@ -46,6 +42,23 @@ pub(super) async fn update(client: &Client, path: &Path) -> Result<Vec<Arc<VmVie
         Reply::Vms(views) => views,
         other => return Err(unexpected(&other)),
     };
-    super::replace_if_changed(path, text(&views).as_bytes()).map_err(|error| failed(&error, path))?;
-    Ok(views)
+    let keys =
+        views.iter().filter_map(|view| Some((view.id.to_string(), view.name.as_str(), view.ssh_host_key.as_ref()?)));
+    super::replace_if_changed(path, text(keys).as_bytes()).map_err(|error| failed(&error, path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_vm_is_there_by_name_and_id_with_its_own_key() {
+        let (one, two) = (SshPublicKey([1; 32]), SshPublicKey([2; 32]));
+        let text = text([("0b".to_owned(), "box", &two), ("0a".to_owned(), "web", &one)].into_iter());
+        let lines: Vec<&str> = text.lines().skip(1).collect();
+        assert_eq!(lines.len(), 2);
+        assert_eq!(lines[0], format!("0a.vm,web.vm {}", host_key::line(&one)));
+        assert!(lines[1].starts_with("0b.vm,box.vm ssh-ed25519 AAAA") && lines[0] != lines[1]);
+        assert!(text.starts_with('#') && text.ends_with('\n'));
+    }
 }
