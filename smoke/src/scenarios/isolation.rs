@@ -97,8 +97,7 @@ pub(super) fn twelve(case: &Case<'_>) -> Outcome {
 }
 
 pub(super) fn two_instances(case: &Case<'_>) -> Outcome {
-    let config = format!("{}cidr = \"172.18.0.0/24\"\n", "tap_pool_size = 1\n");
-    let world = case.world.beside("i", &config)?;
+    let world = case.world.beside("i", "tap_pool_size = 1\ncidr = \"172.18.0.0/24\"\n")?;
     let other = Case::new(&world, "two-instances");
     let result = side_by_side(case, &other);
     drop(other.clean_up());

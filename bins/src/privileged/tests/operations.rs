@@ -50,6 +50,7 @@ async fn a_whole_network_is_made_in_this_order() {
     add_address bbabcdef 172.16.0.1/24
     change_link bbabcdef up
     replace_tables banger_abcdef
+    answer_for_guests bbabcdef
     enable_forwarding
     create_tap btabcdef-0 uid=1000
     change_link btabcdef-0 alias=banger:abcdef mtu=1400 port
@@ -266,6 +267,8 @@ async fn the_rules_read_like_this() {
     done(&host, nat("bbabcdef")).await;
     insta::assert_snapshot!(host.with(|s| s.tables.values().map(ToString::to_string).collect::<Vec<_>>().join("\n")), @r#"
     table inet banger_abcdef {
+      set peers { type ipv4_addr . ipv4_addr; 0 elements }
+      set services { type ipv4_addr . inet_proto . inet_service; 0 elements }
       chain input {
         type filter hook input priority 0; policy accept;
         iifname "bbabcdef" meta nfproto != ipv4 drop
@@ -274,6 +277,7 @@ async fn the_rules_read_like_this() {
         iifname "bbabcdef" meta nfproto ipv4 ip daddr 172.16.0.1/32 meta l4proto icmp accept
         iifname "bbabcdef" meta nfproto ipv4 ip daddr 172.16.0.1/32 meta l4proto udp th dport 53 accept
         iifname "bbabcdef" meta nfproto ipv4 ip daddr 172.16.0.1/32 meta l4proto tcp th dport 53 accept
+        iifname "bbabcdef" meta nfproto ipv4 ip daddr 172.16.0.1/32 ip saddr . meta l4proto . th dport @services accept
         iifname "bbabcdef" drop
       }
       chain forward {
@@ -281,14 +285,32 @@ async fn the_rules_read_like_this() {
         iifname "bbabcdef" meta nfproto != ipv4 drop
         iifname "bbabcdef" meta nfproto ipv4 ip saddr != 172.16.0.0/24 drop
         iifname "bbabcdef" meta nfproto ipv4 ip daddr 169.254.0.0/16 drop
+        iifname "bbabcdef" oifname "bbabcdef" meta nfproto ipv4 ct state established,related accept
+        iifname "bbabcdef" oifname "bbabcdef" meta nfproto ipv4 ip saddr . ip daddr @peers accept
         iifname "bbabcdef" oifname "bbabcdef" drop
+        iifname "bbabcdef" meta l4proto tcp tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
+        oifname "bbabcdef" meta l4proto tcp tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
         iifname "bbabcdef" accept
         oifname "bbabcdef" ct state established,related accept
         oifname "bbabcdef" drop
       }
+      chain output {
+        type filter hook output priority 0; policy accept;
+        oifname "bbabcdef" meta nfproto ipv4 meta l4proto icmp icmp type redirect drop
+      }
       chain postrouting {
         type nat hook postrouting priority 100; policy accept;
         meta nfproto ipv4 ip saddr 172.16.0.0/24 oifname != "bbabcdef" masquerade
+      }
+    }
+    table bridge banger_abcdef {
+      set guests { type ifname . ether_addr . ipv4_addr; 253 elements }
+      chain prerouting {
+        type filter hook prerouting priority -200; policy accept;
+        iifname != "btabcdef-*" accept
+        ether type ip iifname . ether saddr . ip saddr @guests accept
+        ether type arp arp htype 1 arp ptype ip iifname . ether saddr . arp saddr ip @guests iifname . arp saddr ether . arp saddr ip @guests accept
+        drop
       }
     }
     "#);
