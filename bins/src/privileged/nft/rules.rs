@@ -82,7 +82,15 @@ fn host(instance: Instance, bridge: &BridgeName, subnet: CheckedSubnet) -> Table
                 kind: ChainKind::Nat,
                 hook: Hook::Postrouting,
                 priority: PRIORITY_SOURCE_NAT,
-                rules: vec![Rule(vec![IPV4, Source(Is, subnet.network(), subnet.prefix()), elsewhere, Masquerade])],
+                // Not what stays in the subnet: the host's own packets to its address there leave by loopback, and would get
+                // the source of another network, which the resolver at that address takes for a stranger's.
+                rules: vec![Rule(vec![
+                    IPV4,
+                    Source(Is, subnet.network(), subnet.prefix()),
+                    Destination(IsNot, subnet.network(), subnet.prefix()),
+                    elsewhere,
+                    Masquerade,
+                ])],
             },
         ],
     }

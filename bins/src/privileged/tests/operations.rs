@@ -300,7 +300,7 @@ async fn the_rules_read_like_this() {
       }
       chain postrouting {
         type nat hook postrouting priority 100; policy accept;
-        meta nfproto ipv4 ip saddr 172.16.0.0/24 oifname != "bbabcdef" masquerade
+        meta nfproto ipv4 ip saddr 172.16.0.0/24 ip daddr != 172.16.0.0/24 oifname != "bbabcdef" masquerade
       }
     }
     table bridge banger_abcdef {
