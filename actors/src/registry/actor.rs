@@ -49,7 +49,7 @@ pub struct Handle {
 }
 
 #[derive(Debug)]
-enum Entry {
+pub(super) enum Entry {
     /// At rest since the daemon started: a record, no actor.
     Rest {
         record: Box<VmRecord>,
@@ -70,7 +70,7 @@ impl Entry {
         Self::Rest { view: Arc::new(view_at_rest(&record)), record: Box::new(record) }
     }
 
-    fn view(&self) -> Arc<VmView> {
+    pub(super) fn view(&self) -> Arc<VmView> {
         match self {
             Self::Rest { view, .. } | Self::Rebuilding { view } => Arc::clone(view),
             Self::Live { watch, .. } => Arc::clone(&watch.borrow().view),
@@ -87,8 +87,8 @@ fn being_rebuilt(view: &VmView) -> WireError {
 #[derive(Debug)]
 pub struct Registry {
     context: RegistryContext,
-    vms: BTreeMap<VmId, Entry>,
-    names: Names,
+    pub(super) vms: BTreeMap<VmId, Entry>,
+    pub(super) names: Names,
     requests: HashMap<RequestId, VmId>,
     /// Starts that were let in and are not seen on the watch yet.
     admitted: HashMap<VmId, (u64, Instant)>,
@@ -120,7 +120,7 @@ impl Registry {
 
     /// Forgets VMs that have said that nothing is left of them, before their actors have quite ended: a name is free as soon
     /// as its delete is answered.
-    fn sweep(&mut self) {
+    pub(super) fn sweep(&mut self) {
         let gone: Vec<VmId> = self
             .vms
             .iter()
@@ -135,7 +135,7 @@ impl Registry {
         }
     }
 
-    fn taken(&mut self) -> Taken {
+    pub(super) fn taken(&mut self) -> Taken {
         let now = Instant::now();
         let vms = &self.vms;
         // Seen on the watch, or never going to be.
@@ -192,7 +192,7 @@ impl Registry {
     }
 
     /// The view as people know it: what is allowed by the names that VMs have now.
-    fn with_names(&self, view: Arc<VmView>) -> Arc<VmView> {
+    pub(super) fn with_names(&self, view: Arc<VmView>) -> Arc<VmView> {
         if !view.net_allow.iter().any(|allowed| matches!(allowed, NetAllow::Vm(_))) {
             return view;
         }
@@ -473,66 +473,6 @@ impl actix::Handler<Get> for Registry {
                 }
             }
             Ok(handle)
-        })
-    }
-}
-
-/// What is published of one VM.
-#[derive(Clone, Debug, Message)]
-#[rtype(result = "Result<Arc<VmView>, WireError>")]
-pub struct Show(pub VmRef);
-
-impl actix::Handler<Show> for Registry {
-    type Result = Result<Arc<VmView>, WireError>;
-
-    fn handle(&mut self, Show(reference): Show, ctx: &mut Self::Context) -> Self::Result {
-        guard(ctx, |_| {
-            self.sweep();
-            let vm = self.names.resolve(&reference)?;
-            self.vms
-                .get(&vm)
-                .map(|entry| self.with_names(entry.view()))
-                .ok_or_else(|| WireError::new(ErrorKind::NotFound, format!("VM {reference} is gone")))
-        })
-    }
-}
-
-/// What is published of every VM, oldest first.
-#[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "Result<Vec<Arc<VmView>>, Panicked>")]
-pub struct List;
-
-impl actix::Handler<List> for Registry {
-    type Result = Result<Vec<Arc<VmView>>, Panicked>;
-
-    fn handle(&mut self, _: List, ctx: &mut Self::Context) -> Self::Result {
-        guard(ctx, |_| {
-            self.sweep();
-            let mut views: Vec<_> = self.vms.values().map(|entry| self.with_names(entry.view())).collect();
-            views.sort_by_key(|view| (view.created_at_ms, view.id));
-            Ok(views)
-        })
-    }
-}
-
-/// Counts.
-#[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "Result<Summary, Panicked>")]
-pub struct Summarize;
-
-/// How many VMs there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Summary {
-    pub taken: Taken,
-}
-
-impl actix::Handler<Summarize> for Registry {
-    type Result = Result<Summary, Panicked>;
-
-    fn handle(&mut self, _: Summarize, ctx: &mut Self::Context) -> Self::Result {
-        guard(ctx, |_| {
-            self.sweep();
-            Ok(Summary { taken: self.taken() })
         })
     }
 }

@@ -6,9 +6,11 @@
 mod actor;
 mod admission;
 mod names;
+mod queries;
 #[cfg(test)]
 mod tests;
 
-pub use actor::{Check, Create, Get, Handle, List, Registry, RegistryContext, RenameVm, Show, Summarize, Summary};
+pub use actor::{Check, Create, Get, Handle, Registry, RegistryContext, RenameVm};
 pub use admission::{DiskFacts, Taken, VMS_MAX, admit_count, admit_disk, admit_memory, memory_reserve_mib};
 pub use names::Names;
+pub use queries::{List, Show, Summarize, Summary};

@@ -218,6 +218,8 @@ async fn an_agent_in_a_process_machine_connects_runs_commands_and_survives_its_d
     assert_eq!(link.call(GuestQuestion::Ping, DEADLINE).await.unwrap(), GuestAnswer::Done);
     // The daemon goes and another comes: the VMM is found, the agent dials again and is still the same.
     drop((link, events));
+    // A daemon that is killed leaves its socket; this one takes it along, and not the next one's.
+    integration::until("the old socket is gone", || (!place.files.agent_socket().exists()).then_some(()));
     let (link, mut events) = AgentLink::listen(&place.files.agent_socket()).unwrap();
     let found = adopt(&place.files).await.unwrap().expect("the VMM lives");
     assert_eq!(found.pid(), running.process.pid());
@@ -239,22 +241,5 @@ async fn an_agent_in_a_process_machine_connects_runs_commands_and_survives_its_d
     drop((link, events));
     integration::until("the agent's socket is gone", || (!place.files.agent_socket().exists()).then_some(()));
     integration::until("the agent is gone", || place.processes().is_empty().then_some(()));
-    place.assert_clean();
-}
-
-/// What a launch costs, printed: compare, don't quote. It must stay far under what a user notices.
-#[tokio::test(flavor = "multi_thread")]
-async fn launches_in_a_row_are_quick() {
-    let place = Place::scripted("[]");
-    let mut times = Vec::new();
-    for _ in 0..20 {
-        let start = Instant::now();
-        let running = place.launch(DEADLINE).await.unwrap();
-        times.push(start.elapsed());
-        running.process.kill_and_wait(DEADLINE).await.unwrap();
-    }
-    times.sort_unstable();
-    eprintln!("launch of a scripted machine: fastest {:?}, median {:?}", times[0], times[times.len() / 2]);
-    assert!(times[0] < Duration::from_millis(500), "{times:?}");
     place.assert_clean();
 }
