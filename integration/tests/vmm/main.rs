@@ -20,7 +20,7 @@ use messages::image::ImageConfig;
 use messages::limits::GUEST_FRAME_MAX;
 use messages::vm::Readiness;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tempfile::TempDir;
 use tokio::time::timeout;
 

@@ -1,6 +1,7 @@
 //! Guests among each other: what they reach, what they do not, and how many there can be.
 
 use crate::case::{Case, Outcome, SETTLE, Stop, check};
+use crate::command::Program;
 use messages::error::ErrorKind;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -97,13 +98,40 @@ pub(super) fn twelve(case: &Case<'_>) -> Outcome {
 }
 
 pub(super) fn two_instances(case: &Case<'_>) -> Outcome {
-    let world = case.world.beside("i", "tap_pool_size = 1\ncidr = \"172.18.0.0/24\"\n")?;
+    let config = "tap_pool_size = 1\ncidr = \"172.18.0.0/24\"\n[vm_defaults]\nvcpu = 1\nmemory_mib = 512\ndisk_size = \"2GiB\"\n";
+    let world = case.world.beside("i", config)?;
     let other = Case::new(&world, "two-instances");
+    let before = bridges()?;
     let result = side_by_side(case, &other);
     drop(other.clean_up());
     drop(world.banger(&["daemon", "stop"]).run());
     case.note(other.take_log());
+    for bridge in bridges()?.difference(&before) {
+        remove_network(bridge)?;
+    }
     result
+}
+
+/// The bridges of every instance.
+fn bridges() -> Result<BTreeSet<String>, Stop> {
+    let names =
+        std::fs::read_dir("/sys/class/net")?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    Ok(names.filter(|name| name.starts_with("bb")).collect())
+}
+
+/// A network outlives its daemon, as its VMs do; `daemon root stop` removes it with the helper, which the other scenarios need.
+fn remove_network(bridge: &str) -> Outcome {
+    let instance = bridge.trim_start_matches("bb");
+    let taps = format!("bt{instance}-");
+    let names =
+        std::fs::read_dir("/sys/class/net")?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    for name in names.filter(|name| name == bridge || name.starts_with(&taps)) {
+        Program::tool(&["ip", "link", "delete", &name]).run()?;
+    }
+    for family in ["inet", "bridge"] {
+        Program::tool(&["nft", "delete", "table", family, &format!("banger_{instance}")]).run()?;
+    }
+    Ok(())
 }
 
 fn side_by_side(case: &Case<'_>, other: &Case<'_>) -> Outcome {
