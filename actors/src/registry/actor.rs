@@ -5,7 +5,9 @@ use super::names::Names;
 use crate::dns::FollowVm;
 use crate::host::HostFacts;
 use crate::store::VmRecord;
-use crate::supervise::{Ended, Panicked, Restarts, Ticket, guard, guard_unit, told};
+#[cfg(test)]
+use crate::supervise::Panicked;
+use crate::supervise::{Ended, Restarts, Ticket, guard, guard_unit, told};
 use crate::vm::{Command, Rename, Vm, VmContext, Watch, view_at_rest};
 use actix::{
     Actor, ActorFutureExt as _, Addr, AsyncContext as _, Context, Message, Recipient, ResponseActFuture, Supervised,
