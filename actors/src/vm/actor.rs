@@ -60,6 +60,8 @@ pub struct Vm {
     pub(super) boot: Option<Boot>,
     pub(super) vmm: Option<Arc<dyn Vmm>>,
     pub(super) link: Option<Arc<dyn Link>>,
+    /// The agent asked for its boot spec before the launch was reported: it asks once, and is answered as soon as that is.
+    pub(super) asked_early: bool,
     pub(super) operations: BTreeSet<OperationId>,
     pub(super) warning: Option<String>,
     error: Option<WireError>,
@@ -165,6 +167,7 @@ impl Vm {
             boot: None,
             vmm: None,
             link: None,
+            asked_early: false,
             operations: BTreeSet::new(),
             warning: None,
             error: None,
@@ -242,6 +245,7 @@ impl Vm {
                 }
                 self.vmm = None;
                 self.link = None;
+                self.asked_early = false;
                 self.boot = None;
                 self.operations.clear();
             }
@@ -296,9 +300,10 @@ impl Vm {
         });
     }
 
-    pub(super) fn send_spec(&self) {
+    pub(super) fn send_spec(&mut self) {
         let (Some(link), Some(boot), Some(nonce)) = (&self.link, &self.boot, self.record.nonce) else {
-            tracing::warn!(vm = %self.record.id, "the guest asks for a boot spec that cannot be made");
+            tracing::debug!(vm = %self.record.id, "the guest was faster than the report of its launch");
+            self.asked_early = true;
             return;
         };
         let mut fresh =

@@ -73,6 +73,9 @@ impl Handler<Done> for Vm {
                     self.watch_exit(&vmm, ctx);
                     self.vmm = Some(vmm);
                     self.link = link;
+                    if std::mem::take(&mut self.asked_early) {
+                        self.send_spec();
+                    }
                 });
                 Event::Launched { attempt, result }
             }
