@@ -37,7 +37,7 @@ pub fn pull(
     }
     let ImageSource::Debian(debian) = &entry.source;
     let staging = Staging::create(store.directory(), name.as_str())?;
-    let (tree, files) = std::thread::scope(|scope| {
+    let (mut tree, files) = std::thread::scope(|scope| {
         // Side by side with the packages: a network's time, not the processor's.
         let fetches: Vec<_> = debian.npm.iter().map(|file| scope.spawn(|| file.fetch(cancel, reporter))).collect();
         let tree = recipe(debian, mirror).run(staging.path(), cancel, reporter, |tar| -> Result<Tree, ImageError> {
@@ -56,7 +56,6 @@ pub fn pull(
         let files: Vec<Result<Vec<u8>, NpmError>> = fetches.into_iter().map(join).collect();
         tree.map(|tree| (tree, files))
     })?;
-    let mut tree = tree;
     let without = add_files(&mut tree, &debian.npm, files)?;
     let path = staging.path().join(ROOTFS);
     reporter.amount("writing the file system", 0, Some(tree.content_bytes()));

@@ -114,19 +114,20 @@ pub(super) fn two_instances(case: &Case<'_>) -> Outcome {
 
 /// The bridges of every instance.
 fn bridges() -> Result<BTreeSet<String>, Stop> {
-    let names =
-        std::fs::read_dir("/sys/class/net")?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-    Ok(names.filter(|name| name.starts_with("bb")).collect())
+    Ok(interfaces()?.into_iter().filter(|name| name.starts_with("bb")).collect())
+}
+
+fn interfaces() -> Result<Vec<String>, Stop> {
+    let entries = std::fs::read_dir("/sys/class/net")?.flatten();
+    Ok(entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
 }
 
 /// A network outlives its daemon, as its VMs do; `daemon root stop` removes it with the helper, which the other scenarios need.
 fn remove_network(bridge: &str) -> Outcome {
-    let instance = bridge.trim_start_matches("bb");
+    let instance = bridge.strip_prefix("bb").unwrap_or(bridge);
     let taps = format!("bt{instance}-");
-    let names =
-        std::fs::read_dir("/sys/class/net")?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-    for name in names.filter(|name| name == bridge || name.starts_with(&taps)) {
-        Program::tool(&["ip", "link", "delete", &name]).run()?;
+    for name in interfaces()?.iter().filter(|name| *name == bridge || name.starts_with(&taps)) {
+        Program::tool(&["ip", "link", "delete", name]).run()?;
     }
     for family in ["inet", "bridge"] {
         Program::tool(&["nft", "delete", "table", family, &format!("banger_{instance}")]).run()?;
