@@ -10,6 +10,7 @@ pub mod host;
 pub mod images;
 pub mod kernels;
 pub mod network;
+pub mod oci;
 pub mod paths;
 pub mod privileged;
 pub mod registry;

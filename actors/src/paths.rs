@@ -192,6 +192,12 @@ impl Paths {
         self.state_dir.join("kernels")
     }
 
+    /// Blobs of container images, by digest.
+    #[must_use]
+    pub fn blobs_dir(&self) -> PathBuf {
+        self.cache_dir.join("blobs").join("sha256")
+    }
+
     /// Templates of writable disks, one per size.
     #[must_use]
     pub fn templates_dir(&self) -> PathBuf {

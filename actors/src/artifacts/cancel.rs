@@ -3,6 +3,7 @@
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio_util::sync::CancellationToken;
 
 /// Shared between a pull and those who may stop it. Clones are the same switch.
 #[derive(Debug, Clone, Default)]
@@ -11,6 +12,8 @@ pub struct Cancel(Arc<Mutex<State>>);
 #[derive(Debug, Default)]
 struct State {
     thrown: bool,
+    /// The same, for tasks.
+    token: CancellationToken,
     /// The process group of a child that has not been waited for: its id cannot have been reused.
     group: Option<Pid>,
 }
@@ -26,6 +29,7 @@ impl Cancel {
     pub fn cancel(&self) {
         let mut state = self.lock();
         state.thrown = true;
+        state.token.cancel();
         if let Some(group) = state.group {
             signal(group, Signal::SIGKILL);
         }
@@ -35,6 +39,12 @@ impl Cancel {
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.lock().thrown
+    }
+
+    /// For tasks, which wait for it instead of looking at it.
+    #[must_use]
+    pub fn token(&self) -> CancellationToken {
+        self.lock().token.clone()
     }
 
     /// Takes charge of a child's process group until [`Self::release`].

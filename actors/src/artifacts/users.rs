@@ -6,7 +6,7 @@ use messages::request::Force;
 use std::collections::{BTreeMap, HashMap};
 
 /// The VMs that use each artifact of one kind, by the artifact's name.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Users(HashMap<String, BTreeMap<VmId, String>>);
 
 impl Users {

@@ -73,6 +73,14 @@ pub struct ImageEntry {
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ImageSource {
     Debian(DebianImage),
+    Oci(OciImage),
+}
+
+/// A container image of a registry.
+#[derive(Debug, Clone, Deserialize)]
+pub struct OciImage {
+    /// As `docker pull` takes it.
+    pub reference: String,
 }
 
 /// A Debian system, installed on this host from packages.
@@ -142,9 +150,16 @@ impl From<&CatalogError> for WireError {
         match error {
             CatalogError::Unknown { what, nearest, .. } => {
                 let wire = Self::from_error(ErrorKind::NotFound, error);
-                match suggestion(nearest) {
+                let wire = match suggestion(nearest) {
                     Some(hint) => wire.hint(hint),
                     None => wire.hint(format!("`banger {what} catalog` lists what can be pulled")),
+                };
+                // A word alone could be an image of docker's hub, but the catalog's names come first.
+                match error {
+                    CatalogError::Unknown { what: "image", name, nearest } if nearest.is_empty() => {
+                        wire.hint(format!("for an image of docker's hub say `docker.io/library/{name}`"))
+                    }
+                    _ => wire,
                 }
             }
             CatalogError::Malformed(_) | CatalogError::Read { .. } | CatalogError::File { .. } => {
@@ -246,8 +261,11 @@ impl ImageEntry {
     /// As it is told to a client.
     #[must_use]
     pub fn view(&self, present: bool) -> messages::image::CatalogEntry {
-        let ImageSource::Debian(_) = &self.source;
-        view(self.name.as_str(), "debian", &self.description, present, self.file.as_deref())
+        let kind = match &self.source {
+            ImageSource::Debian(_) => "debian",
+            ImageSource::Oci(_) => "oci",
+        };
+        view(self.name.as_str(), kind, &self.description, present, self.file.as_deref())
     }
 }
 
@@ -298,14 +316,14 @@ mod tests {
         }
         let KernelSource::Debian(kernel) = &catalog.kernel("debian-cloud-6.12").unwrap().source;
         assert_eq!((kernel.suite.as_str(), kernel.package.as_str()), ("trixie", "linux-image-cloud-amd64"));
-        let ImageSource::Debian(image) = &catalog.image("debian-bookworm").unwrap().source;
+        let ImageSource::Debian(image) = &catalog.image("debian-bookworm").unwrap().source else { panic!() };
         assert!(image.packages.iter().any(|package| package == "systemd-sysv"));
     }
 
     #[test]
     fn manuals_are_left_out_and_licences_are_not() {
         let catalog = Catalog::built_in();
-        let ImageSource::Debian(image) = &catalog.image("debian-bookworm").unwrap().source;
+        let ImageSource::Debian(image) = &catalog.image("debian-bookworm").unwrap().source else { panic!() };
         assert!(image.excludes(b"usr/share/man/man1/ls.1.gz"));
         assert!(image.excludes(b"usr/share/doc/bash/README"));
         for kept in

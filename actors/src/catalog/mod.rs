@@ -4,6 +4,6 @@
 mod entry;
 
 pub use entry::{
-    Catalog, CatalogError, DebianImage, DebianKernel, ImageEntry, ImageSource, KernelEntry, KernelSource, nearest,
-    suggestion,
+    Catalog, CatalogError, DebianImage, DebianKernel, ImageEntry, ImageSource, KernelEntry, KernelSource, OciImage,
+    nearest, suggestion,
 };

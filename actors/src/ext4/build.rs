@@ -37,7 +37,14 @@ pub struct Label(pub &'static str);
 /// # Errors
 /// When the tree cannot be laid out or the file not be written.
 pub fn build(tree: &Tree, path: &Path, label: Label) -> Result<Built, Ext4Error> {
-    let digest = tree.digest();
+    build_as(tree, path, label, &tree.digest())
+}
+
+/// The same, of a tree whose contents somebody else's digest stands for already.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_as(tree: &Tree, path: &Path, label: Label, digest: &[u8; 32]) -> Result<Built, Ext4Error> {
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&digest[..16]);
     let uuid = uuid::Builder::from_custom_bytes(bytes).into_uuid();
@@ -117,13 +124,14 @@ fn declare(tree: &Tree, uuid: Uuid, label: Label, size: u64) -> mkext4::Result<(
     while let Some((parent, index)) = stack.pop() {
         let Kind::Directory(children) = &nodes[index].kind else { continue };
         for (name, child) in children {
-            match &nodes[*child].kind {
+            let child = child.node;
+            match &nodes[child].kind {
                 Kind::Directory(_) => {
-                    let handle = builder.mkdir(parent, name, converted(&nodes[*child].meta))?;
-                    attributes(&mut builder, handle, &nodes[*child])?;
-                    stack.push((handle, *child));
+                    let handle = builder.mkdir(parent, name, converted(&nodes[child].meta))?;
+                    attributes(&mut builder, handle, &nodes[child])?;
+                    stack.push((handle, child));
                 }
-                Kind::File(_) | Kind::Symlink(_) | Kind::Special(_) => leaves.push((*child, parent, name)),
+                Kind::File(_) | Kind::Symlink(_) | Kind::Special(_) => leaves.push((child, parent, name)),
             }
         }
     }
@@ -174,7 +182,7 @@ fn write(tree: &Tree, layout: &Layout, files: &Files, sink: &mut FileSink) -> mk
     let mut writer = layout.writer(Sparse(sink))?;
     for (index, handle) in files {
         if let Kind::File(spooled) = &tree.nodes()[*index].kind {
-            writer.fill(*handle, &mut tree.spool().reader(spooled))?;
+            writer.fill(*handle, &mut tree.reader(spooled))?;
         }
     }
     writer.finish().map(drop)

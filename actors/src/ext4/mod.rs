@@ -4,11 +4,12 @@
 pub mod build;
 pub mod disk;
 pub mod error;
+pub mod layer;
 pub mod spool;
 pub mod tarball;
 pub mod tree;
 
-pub use build::{Built, Label, build};
+pub use build::{Built, Label, build, build_as};
 pub use error::Ext4Error;
 pub use tree::{Meta, Tree};
 

@@ -11,6 +11,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 const CHUNK: usize = 256 << 10;
+/// How often, in bytes, the free space is looked at.
+const CHECK_EVERY: u64 = 64 << 20;
+/// Free space that is left alone, in bytes; of a small disk a twentieth.
+const ROOM_LEFT: u64 = 1 << 30;
 
 /// The waiting contents.
 #[derive(Debug)]
@@ -19,13 +23,26 @@ pub struct Spool {
     directory: PathBuf,
     length: u64,
     buffer: Vec<u8>,
+    hashes: Hashes,
+    /// When the file system is looked at again.
+    checked: u64,
+}
+
+/// Whether contents are hashed on their way: not where a digest of the whole archive says the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hashes {
+    Kept,
+    Left,
 }
 
 /// Where a file's contents wait.
 #[derive(Debug, Clone, Copy)]
 pub struct Spooled {
+    /// Which of a tree's spools: its own place among them.
+    pub spool: u16,
     pub offset: u64,
     pub length: u64,
+    /// Zeros where hashes were left.
     pub sha256: [u8; 32],
 }
 
@@ -35,8 +52,16 @@ impl Spool {
     /// # Errors
     /// When the file system refuses.
     pub fn create(directory: &Path) -> Result<Self, Ext4Error> {
+        Self::with(directory, Hashes::Kept)
+    }
+
+    /// The same, with or without hashes.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn with(directory: &Path, hashes: Hashes) -> Result<Self, Ext4Error> {
         let file = tempfile::tempfile_in(directory).map_err(|source| Ext4Error::spool(directory, source))?;
-        Ok(Self { file, directory: directory.to_owned(), length: 0, buffer: vec![0; CHUNK] })
+        Ok(Self { file, directory: directory.to_owned(), length: 0, buffer: vec![0; CHUNK], hashes, checked: 0 })
     }
 
     /// Appends all of `reader`.
@@ -54,11 +79,31 @@ impl Spool {
                 Err(error) => return Err(Ext4Error::Archive(error)),
             };
             let bytes = &self.buffer[..count];
-            hash.update(bytes);
+            if self.hashes == Hashes::Kept {
+                hash.update(bytes);
+            }
             self.file.write_all(bytes).map_err(|source| Ext4Error::spool(&self.directory, source))?;
             self.length += count as u64;
+            if self.length - self.checked >= CHECK_EVERY {
+                self.checked = self.length;
+                self.leave_room()?;
+            }
         }
-        Ok(Spooled { offset, length: self.length - offset, sha256: hash.finalize().into() })
+        let sha256 = match self.hashes {
+            Hashes::Kept => hash.finalize().into(),
+            Hashes::Left => [0; 32],
+        };
+        Ok(Spooled { spool: 0, offset, length: self.length - offset, sha256 })
+    }
+
+    /// A few kilobytes can unpack to anything: the disk that the VMs write to is never filled by it.
+    fn leave_room(&self) -> Result<(), Ext4Error> {
+        let Ok(stat) = nix::sys::statvfs::fstatvfs(&self.file) else { return Ok(()) };
+        let (free, whole) = (stat.blocks_available() * stat.fragment_size(), stat.blocks() * stat.fragment_size());
+        if free < ROOM_LEFT.min(whole / 20) {
+            return Err(Ext4Error::NoSpace { path: self.directory.clone() });
+        }
+        Ok(())
     }
 
     /// Bytes kept so far.

@@ -1,8 +1,12 @@
 //! Reads a tar stream into a [`Tree`]: hard links, symbolic links, devices, owners, times to the nanosecond, attributes.
 
+use super::layer::{Entry, What};
+use super::spool::{Spool, Spooled};
 use super::tree::{Special, shown};
 use super::{Ext4Error, Meta, Tree};
+use std::cell::Cell;
 use std::io::Read;
+use std::rc::Rc;
 use tar::EntryType;
 
 /// What is to become of an entry.
@@ -18,6 +22,8 @@ pub enum Verdict {
 
 /// tar's names for attributes, in PAX records (star(1); GNU tar and libarchive write the same).
 const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
+/// The most that the headers of one entry may take, long names and attributes among them, in bytes.
+const HEADERS_MAX: u64 = 1 << 20;
 /// Attributes of the host that mean nothing in an image.
 const HOST_ATTRIBUTES: [&str; 2] = ["security.selinux", "security.ima"];
 
@@ -25,19 +31,64 @@ const HOST_ATTRIBUTES: [&str; 2] = ["security.selinux", "security.ima"];
 ///
 /// # Errors
 /// When the stream is no tar archive, or an entry cannot be held by ext4.
-pub fn read_tar(tree: &mut Tree, reader: impl Read, mut judge: impl FnMut(&[u8]) -> Verdict) -> Result<(), Ext4Error> {
-    let mut archive = tar::Archive::new(reader);
-    for entry in archive.entries().map_err(Ext4Error::Archive)? {
-        let mut entry = entry.map_err(Ext4Error::Archive)?;
+pub fn read_tar(tree: &mut Tree, reader: impl Read, judge: impl FnMut(&[u8]) -> Verdict) -> Result<(), Ext4Error> {
+    // The tree's own while it is filled: an entry is put into it as soon as its contents are kept.
+    let mut spool = tree.lend_spool();
+    let outcome = read_entries(reader, judge, &mut spool, |entry| tree.put(entry));
+    tree.return_spool(spool)?;
+    outcome
+}
+
+/// Reads an archive to its end, keeping contents in `spool`, and gives every entry that `judge` keeps.
+///
+/// # Errors
+/// When the stream is no tar archive, an entry cannot be held by ext4, or `each` fails.
+pub fn read_entries(
+    reader: impl Read,
+    mut judge: impl FnMut(&[u8]) -> Verdict,
+    spool: &mut Spool,
+    mut each: impl FnMut(Entry) -> Result<(), Ext4Error>,
+) -> Result<(), Ext4Error> {
+    let budget = Rc::new(Cell::new(HEADERS_MAX));
+    let mut archive = tar::Archive::new(Bounded { inner: reader, budget: Rc::clone(&budget) });
+    let mut entries = archive.entries().map_err(Ext4Error::Archive)?;
+    loop {
+        // tar keeps long names and PAX records in memory however long they say they are.
+        budget.set(HEADERS_MAX);
+        let Some(next) = entries.next() else { return Ok(()) };
+        budget.set(u64::MAX);
+        let mut entry = next.map_err(Ext4Error::Archive)?;
         let path = relative(&entry.path_bytes()).to_vec();
-        match judge(&path) {
-            Verdict::Drop => {}
-            Verdict::Keep => add(tree, &path, &mut entry, Contents::Kept)?,
-            Verdict::Rename(path) => add(tree, &path, &mut entry, Contents::Kept)?,
-            Verdict::Empty => add(tree, &path, &mut entry, Contents::Dropped)?,
+        let (path, contents) = match judge(&path) {
+            Verdict::Keep => (path, Contents::Kept),
+            Verdict::Rename(path) => (path, Contents::Kept),
+            Verdict::Empty => (path, Contents::Dropped),
+            Verdict::Drop => {
+                std::io::copy(&mut entry, &mut std::io::sink()).map_err(Ext4Error::Archive)?;
+                continue;
+            }
+        };
+        if let Some(entry) = read_entry(path, &mut entry, contents, spool)? {
+            each(entry)?;
         }
+        // What a caller has no use for is skipped here, where it costs no memory.
+        std::io::copy(&mut entry, &mut std::io::sink()).map_err(Ext4Error::Archive)?;
     }
-    Ok(())
+}
+
+/// Fails once more was read than may be.
+struct Bounded<R> {
+    inner: R,
+    budget: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        let left = self.budget.get().checked_sub(count as u64);
+        self.budget.set(left.ok_or_else(|| std::io::Error::other("an entry's headers are longer than 1 MiB"))?);
+        Ok(count)
+    }
 }
 
 /// A path without what tar puts before it.
@@ -53,38 +104,54 @@ enum Contents {
     Dropped,
 }
 
-fn add<R: Read>(
-    tree: &mut Tree,
-    path: &[u8],
+/// `None` for what is no entry of its own.
+fn read_entry<R: Read>(
+    path: Vec<u8>,
     entry: &mut tar::Entry<'_, R>,
     contents: Contents,
-) -> Result<(), Ext4Error> {
-    let (mtime, attributes) = extended(path, entry)?;
-    let meta = meta(path, entry.header(), mtime)?;
-    match entry.header().entry_type() {
-        EntryType::Directory => tree.directory(path, meta)?,
-        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => match contents {
-            Contents::Kept => tree.file(path, meta, entry)?,
-            Contents::Dropped => tree.file(path, meta, &mut std::io::empty())?,
-        },
-        EntryType::Symlink => tree.symlink(path, meta, &link_target(path, entry)?)?,
-        EntryType::Link => return tree.hard_link(path, relative(&link_target(path, entry)?)),
+    spool: &mut Spool,
+) -> Result<Option<Entry>, Ext4Error> {
+    let (mtime, attributes) = extended(&path, entry)?;
+    let meta = meta(&path, entry.header(), mtime)?;
+    let what = match entry.header().entry_type() {
+        EntryType::Directory => What::Directory,
+        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+            // Before tar knew types, a directory was a file whose name ends in a slash.
+            if entry.path_bytes().ends_with(b"/") && entry.size() == 0 {
+                What::Directory
+            } else {
+                What::File(match contents {
+                    Contents::Kept => kept(&path, entry, spool)?,
+                    Contents::Dropped => spool.append(&mut std::io::empty())?,
+                })
+            }
+        }
+        EntryType::Symlink => What::Symlink(link_target(&path, entry)?),
+        EntryType::Link => What::HardLink(relative(&link_target(&path, entry)?).to_vec()),
         EntryType::Char => {
-            let (major, minor) = device(path, entry.header())?;
-            tree.special(path, meta, Special::Char { major, minor })?;
+            let (major, minor) = device(&path, entry.header())?;
+            What::Special(Special::Char { major, minor })
         }
         EntryType::Block => {
-            let (major, minor) = device(path, entry.header())?;
-            tree.special(path, meta, Special::Block { major, minor })?;
+            let (major, minor) = device(&path, entry.header())?;
+            What::Special(Special::Block { major, minor })
         }
-        EntryType::Fifo => tree.special(path, meta, Special::Fifo)?,
-        EntryType::XGlobalHeader => return Ok(()),
-        other => return Err(Ext4Error::Kind { path: shown(path), kind: format!("{other:?}") }),
+        EntryType::Fifo => What::Special(Special::Fifo),
+        EntryType::XGlobalHeader => return Ok(None),
+        other => return Err(Ext4Error::Kind { path: shown(&path), kind: format!("{other:?}") }),
+    };
+    Ok(Some(Entry { path, meta, what, attributes }))
+}
+
+fn kept<R: Read>(path: &[u8], entry: &mut tar::Entry<'_, R>, spool: &mut Spool) -> Result<Spooled, Ext4Error> {
+    // tar itself takes an archive that ends in the middle of its last file.
+    let promised = entry.size();
+    let spooled = spool.append(entry)?;
+    if entry.header().entry_type() != EntryType::GNUSparse && spooled.length != promised {
+        let why = format!("it ends in the middle of `{}`", shown(path));
+        return Err(Ext4Error::Archive(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, why)));
     }
-    for (name, value) in attributes {
-        tree.attribute(path, &name, value)?;
-    }
-    Ok(())
+    Ok(spooled)
 }
 
 fn meta(path: &[u8], header: &tar::Header, mtime: Option<(i64, u32)>) -> Result<Meta, Ext4Error> {

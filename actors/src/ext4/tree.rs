@@ -1,19 +1,25 @@
 //! A file tree in memory: names, owners, modes, times and attributes; contents wait in a [`Spool`].
 //!
-//! Paths are looked up component by component and never through a symbolic link: nothing in an archive can reach outside its
-//! own root. Later entries replace earlier ones, as tar's do.
+//! Paths are looked up component by component, through symbolic links as a kernel would that has this tree for its root:
+//! nothing in an archive can reach outside of it, for there is nothing outside. Later entries replace earlier ones, as tar's
+//! do. The layers of a container image are put on top of one another: each name knows the layer that touched it last.
 
 use super::Ext4Error;
-use super::spool::{Spool, Spooled};
+use super::layer::{Entry, Layer, What, Whiteout, whiteout};
+use super::spool::{Spool, SpoolReader, Spooled};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
 /// More entries than this are an attack or a mistake; the records alone would take a gigabyte.
-const NODES_MAX: usize = 4_000_000;
+pub(super) const NODES_MAX: usize = 4_000_000;
 /// The most contents one image may have, in bytes.
 const CONTENT_MAX: u64 = 256 << 30;
+/// How many symbolic links one path may lead through (Linux: `MAXSYMLINKS`, linux/namei.h).
+const LINKS_MAX: usize = 40;
+/// The longest path or target of a link (`PATH_MAX`, linux/limits.h).
+const PATH_LENGTH_MAX: usize = 4096;
 
 /// What is known of a file apart from its name and contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,10 +50,18 @@ pub enum Special {
 
 #[derive(Debug)]
 pub(super) enum Kind {
-    Directory(BTreeMap<String, usize>),
+    Directory(BTreeMap<String, Name>),
     File(Spooled),
     Symlink(String),
     Special(Special),
+}
+
+/// An entry of a directory.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Name {
+    pub(super) node: usize,
+    /// The layer that made it, or something below it.
+    layer: u32,
 }
 
 #[derive(Debug)]
@@ -61,7 +75,18 @@ pub(super) struct Node {
 #[derive(Debug)]
 pub struct Tree {
     nodes: Vec<Node>,
-    spool: Spool,
+    spools: Vec<Spool>,
+    layer: u32,
+}
+
+/// Where a path's directories lead.
+enum Walk {
+    /// The last directory, after those that lead to it, each with the name that it was found under.
+    There { directory: usize, trail: Vec<(usize, String)> },
+    /// So far, and these are missing.
+    Missing { directory: usize, rest: Vec<String> },
+    /// Something on the way is no directory, or there is no end of links.
+    Blocked,
 }
 
 impl Tree {
@@ -72,7 +97,103 @@ impl Tree {
     pub fn create(directory: &Path) -> Result<Self, Ext4Error> {
         let root =
             Node { kind: Kind::Directory(BTreeMap::new()), meta: Meta::root(0o755), attributes: BTreeMap::new() };
-        Ok(Self { nodes: vec![root], spool: Spool::create(directory)? })
+        Ok(Self { nodes: vec![root], spools: vec![Spool::create(directory)?], layer: 0 })
+    }
+
+    /// An empty tree whose contents come with its layers.
+    #[must_use]
+    pub fn layered() -> Self {
+        let root =
+            Node { kind: Kind::Directory(BTreeMap::new()), meta: Meta::root(0o755), attributes: BTreeMap::new() };
+        Self { nodes: vec![root], spools: Vec::new(), layer: 0 }
+    }
+
+    /// Puts a layer on top: entries, whiteouts and opaque directories, in its own order.
+    ///
+    /// # Errors
+    /// When an entry cannot be put where it says.
+    pub fn add_layer(&mut self, layer: Layer) -> Result<(), Ext4Error> {
+        let number = u16::try_from(self.spools.len()).map_err(|_| Ext4Error::TooMuch { what: "layers", limit: 65_535 })?;
+        self.spools.push(layer.spool);
+        self.layer += 1;
+        self.check_content()?;
+        for mut entry in layer.entries {
+            if let What::File(spooled) = &mut entry.what {
+                spooled.spool = number;
+            }
+            match whiteout(&entry.path) {
+                Some(Whiteout::Name(path)) => self.whiteout(&path)?,
+                Some(Whiteout::Opaque(path)) => self.opaque(&path)?,
+                Some(Whiteout::Reserved) => {}
+                None => self.put(entry)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds one entry of an archive, whose contents are in one of this tree's spools.
+    ///
+    /// # Errors
+    /// When the path is no path for it.
+    pub fn put(&mut self, entry: Entry) -> Result<(), Ext4Error> {
+        let Entry { path, meta, what, attributes } = entry;
+        match what {
+            What::Directory => self.directory(&path, meta)?,
+            What::File(spooled) => self.insert(&path, Kind::File(spooled), meta)?,
+            What::Symlink(target) => self.symlink(&path, meta, &target)?,
+            What::Special(special) => self.special(&path, meta, special)?,
+            // Owner, mode and attributes are those of the file that has the name already.
+            What::HardLink(target) => return self.hard_link(&path, &target),
+        }
+        for (name, value) in attributes {
+            self.attribute(&path, &name, value)?;
+        }
+        Ok(())
+    }
+
+    /// Takes away what the layers below put at `path`; what this layer put there, or below it, stays.
+    fn whiteout(&mut self, path: &[u8]) -> Result<(), Ext4Error> {
+        let (parents, name) = split(path)?;
+        if let (Walk::There { directory, .. }, Some(name)) = (self.walk_to(&parents), name) {
+            self.prune(directory, name);
+        }
+        Ok(())
+    }
+
+    /// Takes away what the layers below put into the directory at `path`.
+    fn opaque(&mut self, path: &[u8]) -> Result<(), Ext4Error> {
+        let (mut parents, name) = split(path)?;
+        parents.extend(name);
+        if let Walk::There { directory, .. } = self.walk_to(&parents) {
+            self.prune_below(directory);
+        }
+        Ok(())
+    }
+
+    fn prune(&mut self, parent: usize, name: &str) {
+        let Kind::Directory(names) = &self.nodes[parent].kind else { return };
+        let Some(found) = names.get(name).copied() else { return };
+        if found.layer == self.layer {
+            self.prune_below(found.node);
+        } else {
+            self.children(parent).remove(name);
+        }
+    }
+
+    /// Depth is bounded by the longest path.
+    fn prune_below(&mut self, directory: usize) {
+        let Kind::Directory(names) = &self.nodes[directory].kind else { return };
+        let names: Vec<String> = names.keys().cloned().collect();
+        for name in names {
+            self.prune(directory, &name);
+        }
+    }
+
+    fn check_content(&self) -> Result<(), Ext4Error> {
+        if self.content_bytes() > CONTENT_MAX {
+            return Err(Ext4Error::TooMuch { what: "bytes", limit: CONTENT_MAX });
+        }
+        Ok(())
     }
 
     /// Makes a directory, or gives one that is there this metadata.
@@ -101,10 +222,8 @@ impl Tree {
     /// # Errors
     /// When the path is no path for it, or the contents cannot be read or kept.
     pub fn file(&mut self, path: &[u8], meta: Meta, reader: &mut dyn Read) -> Result<(), Ext4Error> {
-        let spooled = self.spool.append(reader)?;
-        if self.spool.length() > CONTENT_MAX {
-            return Err(Ext4Error::TooMuch { what: "bytes", limit: CONTENT_MAX });
-        }
+        let spooled = self.spools.first_mut().expect("created with its spool").append(reader)?;
+        self.check_content()?;
         self.insert(path, Kind::File(spooled), meta)
     }
 
@@ -113,6 +232,9 @@ impl Tree {
     /// # Errors
     /// When the path or target cannot be stored.
     pub fn symlink(&mut self, path: &[u8], meta: Meta, target: &[u8]) -> Result<(), Ext4Error> {
+        if target.len() >= PATH_LENGTH_MAX {
+            return Err(Ext4Error::BadPath { path: shown(path) });
+        }
         let target = utf8(target)?.to_owned();
         self.insert(path, Kind::Symlink(target), meta)
     }
@@ -135,7 +257,8 @@ impl Tree {
         let (parents, name) = split(path)?;
         let name = name.ok_or_else(|| Ext4Error::BadPath { path: shown(path) })?;
         let parent = self.parent(&parents, path)?;
-        self.children(parent).insert(name.to_owned(), node);
+        let layer = self.layer;
+        self.children(parent).insert(name.to_owned(), Name { node, layer });
         Ok(())
     }
 
@@ -163,11 +286,8 @@ impl Tree {
     /// When the path is no path.
     pub fn remove(&mut self, path: &[u8]) -> Result<(), Ext4Error> {
         let (parents, name) = split(path)?;
-        let parent = parents.into_iter().try_fold(0, |at, component| self.child(at, component));
-        if let (Some(parent), Some(name)) = (parent, name)
-            && let Kind::Directory(children) = &mut self.nodes[parent].kind
-        {
-            children.remove(name);
+        if let (Walk::There { directory, .. }, Some(name)) = (self.walk_to(&parents), name) {
+            self.children(directory).remove(name);
         }
         Ok(())
     }
@@ -180,7 +300,8 @@ impl Tree {
         let Some(node) = self.find(path)? else { return Ok(None) };
         let Kind::File(spooled) = &self.nodes[node].kind else { return Ok(None) };
         let mut bytes = Vec::new();
-        self.spool.reader(spooled).read_to_end(&mut bytes).map_err(|source| self.spool.failed(source))?;
+        let spool = &self.spools[usize::from(spooled.spool)];
+        spool.reader(spooled).read_to_end(&mut bytes).map_err(|source| spool.failed(source))?;
         Ok(Some(bytes))
     }
 
@@ -204,7 +325,7 @@ impl Tree {
             visit(&path, node);
             if let Kind::Directory(children) = &node.kind {
                 let below = |name: &String| if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
-                stack.extend(children.iter().rev().map(|(name, child)| (below(name), *child)));
+                stack.extend(children.iter().rev().map(|(name, child)| (below(name), child.node)));
             }
         }
     }
@@ -218,7 +339,7 @@ impl Tree {
     /// Bytes of contents.
     #[must_use]
     pub fn content_bytes(&self) -> u64 {
-        self.spool.length()
+        self.spools.iter().map(Spool::length).sum()
     }
 
     /// Of all that ends up in the file system: equal trees have equal digests.
@@ -241,7 +362,7 @@ impl Tree {
             match &node.kind {
                 Kind::Directory(children) => {
                     hash.update(b"d");
-                    stack.extend(children.iter().rev().map(|(name, child)| (format!("{path}/{name}"), *child)));
+                    stack.extend(children.iter().rev().map(|(name, child)| (format!("{path}/{name}"), child.node)));
                 }
                 Kind::File(spooled) => {
                     // The index tells hard links from equal files.
@@ -259,8 +380,20 @@ impl Tree {
         &self.nodes
     }
 
-    pub(super) fn spool(&self) -> &Spool {
-        &self.spool
+    /// Reads one file's contents.
+    pub(super) fn reader(&self, spooled: &Spooled) -> SpoolReader<'_> {
+        self.spools[usize::from(spooled.spool)].reader(spooled)
+    }
+
+    /// Where entries that come without a layer are kept, until it is returned.
+    pub(super) fn lend_spool(&mut self) -> Spool {
+        self.spools.pop().expect("a tree that is filled one by one was created with its spool, and lends it once")
+    }
+
+    /// Takes it back.
+    pub(super) fn return_spool(&mut self, spool: Spool) -> Result<(), Ext4Error> {
+        self.spools.push(spool);
+        self.check_content()
     }
 
     fn insert(&mut self, path: &[u8], kind: Kind, meta: Meta) -> Result<(), Ext4Error> {
@@ -276,41 +409,88 @@ impl Tree {
             return Err(Ext4Error::TooMuch { what: "entries", limit: NODES_MAX as u64 });
         }
         self.nodes.push(Node { kind, meta, attributes: BTreeMap::new() });
-        self.children(parent).insert(name.to_owned(), node);
+        let layer = self.layer;
+        self.children(parent).insert(name.to_owned(), Name { node, layer });
         Ok(())
     }
 
-    /// The directory at these components; missing ones are made, as tar makes them.
+    /// The directory at these components; missing ones are made, as tar makes them. All of them count as touched.
     fn parent(&mut self, components: &[&str], path: &[u8]) -> Result<usize, Ext4Error> {
-        let mut at = 0;
-        for component in components {
-            at = match self.child(at, component) {
-                Some(node) => node,
-                None => {
-                    self.add(at, component, Kind::Directory(BTreeMap::new()), Meta::root(0o755))?;
-                    self.nodes.len() - 1
-                }
-            };
-            if !matches!(self.nodes[at].kind, Kind::Directory(_)) {
-                return Err(Ext4Error::ParentNotDirectory { path: shown(path) });
+        let mut walk = self.walk_to(components);
+        if let Walk::Missing { mut directory, rest } = walk {
+            // A link to `..` of what is not there.
+            if rest.iter().any(|component| component == "..") {
+                return Err(Ext4Error::BadPath { path: shown(path) });
+            }
+            for component in &rest {
+                self.add(directory, component, Kind::Directory(BTreeMap::new()), Meta::root(0o755))?;
+                directory = self.nodes.len() - 1;
+            }
+            walk = self.walk_to(components);
+        }
+        let Walk::There { directory, trail } = walk else {
+            return Err(Ext4Error::ParentNotDirectory { path: shown(path) });
+        };
+        let layer = self.layer;
+        for (parent, name) in trail {
+            if let Some(name) = self.children(parent).get_mut(&name) {
+                name.layer = layer;
             }
         }
-        Ok(at)
+        Ok(directory)
     }
 
+    /// Follows the components of a directory's path, through links as the kernel would below this root.
+    fn walk_to(&self, components: &[&str]) -> Walk {
+        let mut trail: Vec<(usize, String)> = Vec::with_capacity(components.len());
+        let mut ahead: Vec<&str> = components.iter().rev().copied().collect();
+        let (mut at, mut links) = (0, 0);
+        while let Some(component) = ahead.pop() {
+            if component == ".." {
+                // The root's parent is the root.
+                at = trail.pop().map_or(0, |(parent, _)| parent);
+                continue;
+            }
+            let Some(next) = self.child(at, component) else {
+                let rest = std::iter::once(component).chain(ahead.into_iter().rev()).map(str::to_owned).collect();
+                return Walk::Missing { directory: at, rest };
+            };
+            match &self.nodes[next].kind {
+                Kind::Directory(_) => {
+                    trail.push((at, component.to_owned()));
+                    at = next;
+                }
+                Kind::Symlink(target) if links < LINKS_MAX => {
+                    links += 1;
+                    if target.starts_with('/') {
+                        (at, trail) = (0, Vec::new());
+                    }
+                    ahead.extend(target.split('/').rev().filter(|part| !part.is_empty() && *part != "."));
+                }
+                Kind::Symlink(_) | Kind::File(_) | Kind::Special(_) => return Walk::Blocked,
+            }
+        }
+        Walk::There { directory: at, trail }
+    }
+
+    /// What is at a path. Links on the way are followed, one at its end is not.
     fn find(&self, path: &[u8]) -> Result<Option<usize>, Ext4Error> {
         let (parents, name) = split(path)?;
-        Ok(parents.into_iter().chain(name).try_fold(0, |at, component| self.child(at, component)))
+        Ok(match (self.walk_to(&parents), name) {
+            (Walk::There { directory, .. }, Some(name)) => self.child(directory, name),
+            (Walk::There { directory, .. }, None) => Some(directory),
+            (Walk::Missing { .. } | Walk::Blocked, _) => None,
+        })
     }
 
     fn child(&self, parent: usize, name: &str) -> Option<usize> {
         match &self.nodes[parent].kind {
-            Kind::Directory(children) => children.get(name).copied(),
+            Kind::Directory(children) => children.get(name).map(|name| name.node),
             Kind::File(_) | Kind::Symlink(_) | Kind::Special(_) => None,
         }
     }
 
-    fn children(&mut self, parent: usize) -> &mut BTreeMap<String, usize> {
+    fn children(&mut self, parent: usize) -> &mut BTreeMap<String, Name> {
         match &mut self.nodes[parent].kind {
             Kind::Directory(children) => children,
             Kind::File(_) | Kind::Symlink(_) | Kind::Special(_) => {
@@ -323,6 +503,9 @@ impl Tree {
 /// Components of a path, the last apart; `.` and empty ones count for nothing.
 fn split(path: &[u8]) -> Result<(Vec<&str>, Option<&str>), Ext4Error> {
     let mut components = Vec::new();
+    if path.len() >= PATH_LENGTH_MAX {
+        return Err(Ext4Error::BadPath { path: format!("{}…", shown(&path[..64])) });
+    }
     for component in path.split(|byte| *byte == b'/') {
         match component {
             b"" | b"." => {}

@@ -4,17 +4,21 @@ use super::messages::{
     AcquireImage, AcquiredImage, DeleteImage, ImageCatalog, ListImages, NoteImageUser, PullImage, ReleaseImage,
     ShowImage,
 };
-use super::{ImageError, ImageRecord, ImageStore, pull};
+use super::oci::newest;
+use super::{ImageError, ImageRecord, ImageStore, OciPull, Registries, oci, pull};
 use crate::artifacts::blocking;
-use crate::artifacts::flight::Flight;
+use crate::artifacts::flight::{Flight, Waiter};
 use crate::artifacts::shelf::Record;
 use crate::artifacts::users::Users;
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, DebianImage, ImageSource};
+use crate::oci::reference::{canonical, distinct, parse};
+use crate::oci::{image_name, is_reference};
 use crate::supervise::{guard, guard_future};
 use actix::{
     Actor, ActorFutureExt as _, AtomicResponse, Context, Handler, ResponseActFuture, ResponseFuture, Supervised,
     WrapFuture as _,
 };
+use messages::ids::{ImageName, KernelName};
 use messages::image::{CatalogEntry, ImageView};
 use messages::reply::Stage;
 use messages::{ErrorKind, WireError};
@@ -32,6 +36,7 @@ pub struct ImagesConfig {
     pub catalog: Arc<Catalog>,
     /// `debian_mirror` of the config.
     pub mirror: Option<String>,
+    pub registries: Registries,
     /// Where blocking work is done.
     pub runtime: Handle,
 }
@@ -41,8 +46,38 @@ pub struct ImagesConfig {
 pub struct Images {
     config: ImagesConfig,
     /// By the name that the image gets.
-    flights: HashMap<String, Flight<ImageRecord>>,
+    flights: HashMap<String, Underway>,
     users: Users,
+}
+
+/// A pull, and what it is of.
+#[derive(Debug)]
+struct Underway {
+    source: String,
+    flight: Flight<ImageRecord>,
+}
+
+/// What a name or a reference leads to.
+enum Target {
+    Debian { debian: DebianImage, kernel: KernelName, name: ImageName },
+    Oci(OciPull),
+}
+
+impl Target {
+    const fn name(&self) -> &ImageName {
+        match self {
+            Self::Debian { name, .. } => name,
+            Self::Oci(pull) => &pull.name,
+        }
+    }
+
+    /// Two pulls of the same are one.
+    fn source(&self) -> &str {
+        match self {
+            Self::Debian { debian, .. } => &debian.suite,
+            Self::Oci(pull) => &pull.reference,
+        }
+    }
 }
 
 impl Images {
@@ -75,7 +110,7 @@ impl Actor for Images {
 impl Supervised for Images {
     /// After a panic: pulls go on, their callers hold them; users are facts that a panic does not change.
     fn restarting(&mut self, _: &mut Self::Context) {
-        self.flights.retain(|_, flight| !flight.is_done());
+        self.flights.retain(|_, underway| !underway.flight.is_done());
     }
 }
 
@@ -84,22 +119,12 @@ impl Handler<PullImage> for Images {
 
     fn handle(&mut self, PullImage { reference, name, progress }: PullImage, ctx: &mut Self::Context) -> Self::Result {
         let started = guard(ctx, |_| -> Result<_, WireError> {
-            self.flights.retain(|_, flight| !flight.is_done());
-            let entry = match self.config.catalog.image(reference.as_str()) {
-                Ok(entry) => entry.clone(),
-                Err(error) => return Err(WireError::from(&error)),
-            };
-            let name = name.unwrap_or_else(|| entry.name.clone());
-            if let Some(waiter) = self.flights.get(name.as_str()).and_then(Flight::join) {
+            self.flights.retain(|_, underway| !underway.flight.is_done());
+            let mut target = self.target(reference.as_str(), name).map_err(|error| WireError::from(&error))?;
+            if let Some(waiter) = self.underway(&mut target).map_err(|error| WireError::from(&error))? {
                 return Ok(waiter);
             }
-            let (store, mirror) = (self.config.store.clone(), self.config.mirror.clone());
-            let key = name.to_string();
-            let (flight, waiter) = Flight::start(&self.config.runtime, Stage::ImagePull, move |cancel, reporter| {
-                pull::pull(&store, &entry, &name, mirror.as_deref(), cancel, reporter)
-            });
-            self.flights.insert(key, flight);
-            Ok(waiter)
+            Ok(self.start(target))
         });
         let (store, runtime) = (self.config.store.clone(), self.config.runtime.clone());
         Box::pin(async move {
@@ -107,6 +132,68 @@ impl Handler<PullImage> for Images {
             blocking(&runtime, move || store.view(&record, Vec::new()).map_err(|error| WireError::from(&error))).await
         })
     }
+}
+
+impl Images {
+    fn target(&self, reference: &str, chosen: Option<ImageName>) -> Result<Target, ImageError> {
+        let container = |reference: &str, chosen: Option<ImageName>, default: Option<ImageName>, kernel: &KernelName| {
+            let reference = parse(reference)?;
+            let name = chosen.clone().or(default).unwrap_or_else(|| image_name(&reference));
+            let reference = canonical(&reference);
+            Ok(Target::Oci(OciPull { reference, name, chosen: chosen.is_some(), kernel: kernel.clone() }))
+        };
+        if is_reference(reference) {
+            return container(reference, chosen, None, &self.config.registries.kernel);
+        }
+        let entry = self.config.catalog.image(reference)?;
+        match &entry.source {
+            ImageSource::Oci(oci) => container(&oci.reference, chosen, Some(entry.name.clone()), &entry.kernel),
+            ImageSource::Debian(debian) => Ok(Target::Debian {
+                debian: debian.clone(),
+                kernel: entry.kernel.clone(),
+                name: chosen.unwrap_or_else(|| entry.name.clone()),
+            }),
+        }
+    }
+
+    /// Joins the pull of the same thing. Another one that is about to take the same name makes `target` take another.
+    fn underway(&self, target: &mut Target) -> Result<Option<Waiter<ImageRecord>>, ImageError> {
+        for _ in 0..2 {
+            match (self.flights.get(target.name().as_str()), &mut *target) {
+                (None, _) => return Ok(None),
+                (Some(underway), target) if underway.source == target.source() => return Ok(underway.flight.join()),
+                (Some(_), Target::Oci(pull)) if !pull.chosen => {
+                    pull.name = distinct(pull.name.as_str(), &pull.reference);
+                }
+                (Some(_), target) => return Err(ImageError::Taken { name: target.name().clone() }),
+            }
+        }
+        Ok(None)
+    }
+
+    fn start(&mut self, target: Target) -> Waiter<ImageRecord> {
+        let (store, mirror) = (self.config.store.clone(), self.config.mirror.clone());
+        let registries = self.config.registries.clone();
+        let (key, source) = (target.name().to_string(), target.source().to_owned());
+        let (flight, waiter) = Flight::start(&self.config.runtime, Stage::ImagePull, move |cancel, reporter| match target {
+            Target::Debian { debian, kernel, name } => {
+                pull::pull(&store, &debian, &kernel, &name, mirror.as_deref(), cancel, reporter)
+            }
+            Target::Oci(wanted) => oci::pull(&store, &wanted, &registries, cancel, reporter),
+        });
+        self.flights.insert(key, Underway { source, flight });
+        waiter
+    }
+}
+
+/// The image that a user means: by its name, or by the reference that it was pulled from.
+fn meant(store: &ImageStore, asked: &str) -> Result<ImageRecord, ImageError> {
+    if is_reference(asked)
+        && let Some(record) = newest(store, &canonical(&parse(asked)?))?
+    {
+        return Ok(record);
+    }
+    Ok(store.show(asked)?)
 }
 
 impl Handler<ImageCatalog> for Images {
@@ -142,7 +229,7 @@ impl Handler<ShowImage> for Images {
     fn handle(&mut self, ShowImage { name }: ShowImage, _: &mut Self::Context) -> Self::Result {
         let store = self.config.store.clone();
         let shown = blocking(&self.config.runtime, move || {
-            let view = store.show(&name).and_then(|record| store.view(&record, Vec::new()));
+            let view = meant(&store, &name).and_then(|record| Ok(store.view(&record, Vec::new())?));
             view.map_err(|error| WireError::from(&error))
         });
         Box::pin(shown.into_actor(self).map(|shown, actor, _| shown.map(|view| actor.with_vms(view))))
@@ -154,10 +241,15 @@ impl Handler<DeleteImage> for Images {
 
     /// No other message is taken meanwhile: nobody can take what is being removed. It is a rename and two unlinks.
     fn handle(&mut self, DeleteImage { name, force }: DeleteImage, _: &mut Self::Context) -> Self::Result {
-        let free = self.users.check_free(ImageRecord::WHAT, &name, Vec::new(), force);
-        let store = self.config.store.clone();
+        let (store, users) = (self.config.store.clone(), self.users.clone());
         let removed = blocking(&self.config.runtime, move || {
-            free.and_then(|()| store.delete(&name)).map_err(|error| WireError::from(&error))
+            // One that is damaged has no record to be found by, and is deleted by its name.
+            let name = if is_reference(&name) { meant(&store, &name).map(|record| record.name.to_string()) } else { Ok(name) };
+            let removed = name.and_then(|name| {
+                users.check_free(ImageRecord::WHAT, &name, Vec::new(), force)?;
+                Ok(store.delete(&name)?)
+            });
+            removed.map_err(|error| WireError::from(&error))
         });
         guard_future(self, removed)
     }

@@ -3,6 +3,8 @@
 use crate::artifacts::{DebianError, NpmError, ShelfError, StagingError};
 use crate::catalog::CatalogError;
 use crate::ext4::Ext4Error;
+use crate::oci::OciError;
+use messages::ids::ImageName;
 use messages::{ErrorKind, WireError};
 use std::io;
 use std::path::PathBuf;
@@ -22,6 +24,10 @@ pub enum ImageError {
     Staging(#[from] StagingError),
     #[error(transparent)]
     Shelf(#[from] ShelfError),
+    #[error(transparent)]
+    Oci(#[from] OciError),
+    #[error("an image called `{name}` is here, and is another one")]
+    Taken { name: ImageName },
     #[error("failed to read back `{}`", path.display())]
     ReadBack {
         path: PathBuf,
@@ -39,6 +45,9 @@ impl From<&ImageError> for WireError {
             ImageError::Npm(cause) => Self::from(cause).context(error.to_string()),
             ImageError::Ext4(cause) => Self::from(cause).context(error.to_string()),
             ImageError::Staging(cause) => Self::from(cause),
+            ImageError::Oci(cause) => Self::from(cause),
+            ImageError::Taken { name } => Self::from_error(ErrorKind::Conflict, error)
+                .hint(format!("choose another name with `--name`, or remove it with `banger image delete {name}`")),
             ImageError::ReadBack { .. } => Self::from_error(ErrorKind::Host, error),
         }
     }

@@ -4,9 +4,11 @@ pub mod actor;
 pub mod error;
 pub mod identity;
 pub mod messages;
+pub mod oci;
 pub mod pull;
 pub mod store;
 
 pub use actor::{Images, ImagesConfig};
 pub use error::ImageError;
+pub use oci::{OciPull, Registries};
 pub use store::{ImageRecord, ImageStore};

@@ -5,10 +5,10 @@ use super::store::ROOTFS;
 use super::{ImageError, ImageRecord, ImageStore};
 use crate::artifacts::debian::{Recipe, Variant};
 use crate::artifacts::{Cancel, NpmError, NpmFile, Reporter, Staging, now_ms};
-use crate::catalog::{DebianImage, ImageEntry, ImageSource};
+use crate::catalog::DebianImage;
 use crate::ext4::tarball::{Verdict, read_tar};
 use crate::ext4::{Label, Meta, Tree, build};
-use messages::ids::ImageName;
+use messages::ids::{ImageName, KernelName};
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, Read};
@@ -19,13 +19,14 @@ use std::thread::ScopedJoinHandle;
 /// How often, in bytes, the growing image is told of.
 const REPORT_EVERY: u64 = 8 << 20;
 
-/// Pulls `entry` as `name`, unless an image of that name is here already. Blocks; `cancel` ends it.
+/// Builds `debian` as `name`, unless an image of that name is here already. Blocks; `cancel` ends it.
 ///
 /// # Errors
 /// When the system cannot be built or no image be made of it; nothing is left behind then.
 pub fn pull(
     store: &ImageStore,
-    entry: &ImageEntry,
+    debian: &DebianImage,
+    kernel: &KernelName,
     name: &ImageName,
     mirror: Option<&str>,
     cancel: &Cancel,
@@ -35,7 +36,6 @@ pub fn pull(
         reporter.finished(format!("{} is here already", record.name));
         return Ok(record);
     }
-    let ImageSource::Debian(debian) = &entry.source;
     let staging = Staging::create(store.directory(), name.as_str())?;
     let (mut tree, files) = std::thread::scope(|scope| {
         // Side by side with the packages: a network's time, not the processor's.
@@ -72,10 +72,12 @@ pub fn pull(
         digest,
         size_bytes: built.size_bytes,
         uuid: built.uuid,
-        kernel: entry.kernel.clone(),
+        kernel: kernel.clone(),
         source: format!("debian:{}{without}", debian.suite),
         created_at_ms: now_ms(),
         config: debian.config(),
+        pulled_digest: None,
+        layers: Vec::new(),
     };
     reporter.step("writing it to disk");
     store.publish(staging, &record)?;

@@ -13,7 +13,7 @@ pub(super) const ROOTFS: &str = "rootfs.ext4";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRecord {
     pub name: ImageName,
-    /// `sha256:…` of `rootfs.ext4`.
+    /// `sha256:…` of `rootfs.ext4` or, for a container image, of its manifest: the same one always gives the same file system.
     pub digest: String,
     /// Length of `rootfs.ext4`.
     pub size_bytes: u64,
@@ -26,6 +26,12 @@ pub struct ImageRecord {
     /// Milliseconds since the Unix epoch.
     pub created_at_ms: u64,
     pub config: ImageConfig,
+    /// What the reference to a container image pointed to: its manifest, or the index of one for each platform.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pulled_digest: Option<String>,
+    /// The layers of a container image, the lowest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<String>,
 }
 
 impl Record for ImageRecord {

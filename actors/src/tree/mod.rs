@@ -12,9 +12,11 @@ use crate::artifacts::ArtifactLibrary;
 use crate::catalog::{Catalog, CatalogError};
 use crate::config::{Config, Loaded};
 use crate::host::HostFacts;
-use crate::images::{ImageError, ImageStore, Images, ImagesConfig};
+use crate::images::{ImageError, ImageStore, Images, ImagesConfig, Registries};
 use crate::kernels::{KernelError, KernelStore, Kernels, KernelsConfig};
 use crate::network::SettingsError;
+use crate::oci::credentials::docker_directory;
+use crate::oci::{Access, BlobCache};
 use crate::paths::Paths;
 use crate::registry::{Registry, RegistryContext};
 use crate::server::{DaemonFacts, ServerContext};
@@ -118,6 +120,11 @@ async fn start_artifacts(
         store: image_store.clone(),
         catalog: Arc::clone(&catalog),
         mirror: mirror.clone(),
+        registries: Registries {
+            access: Access { insecure: config.insecure_registries.clone(), docker_config: docker_directory() },
+            blobs: BlobCache::new(paths.blobs_dir(), config.cache_max_size),
+            kernel: config.default_kernel.clone(),
+        },
         runtime: runtime.clone(),
     };
     let kernels =

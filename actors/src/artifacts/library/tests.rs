@@ -5,7 +5,8 @@
 use super::*;
 use crate::artifacts::Staging;
 use crate::catalog::Catalog;
-use crate::images::{ImageRecord, ImageStore, ImagesConfig};
+use crate::images::{ImageRecord, ImageStore, ImagesConfig, Registries};
+use crate::oci::{Access, BlobCache};
 use crate::kernels::{KernelRecord, KernelStore, KernelsConfig};
 use messages::image::ImageConfig;
 use messages::request::Force;
@@ -48,6 +49,8 @@ fn images(directory: &Path) -> ImageStore {
         source: "test".to_owned(),
         created_at_ms: 1,
         config: ImageConfig::default(),
+        pulled_digest: None,
+        layers: Vec::new(),
     };
     store.publish(staging, &record).unwrap();
     store
@@ -67,6 +70,11 @@ fn with_library<F: Future<Output = ()>>(test: impl FnOnce(ArtifactLibrary, std::
             store: images.clone(),
             catalog: Arc::clone(&catalog),
             mirror: None,
+            registries: Registries {
+                access: Access::default(),
+                blobs: BlobCache::new(state.join("blobs"), None),
+                kernel: "six".parse().unwrap(),
+            },
             runtime: runtime.clone(),
         };
         let of_kernels =

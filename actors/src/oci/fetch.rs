@@ -1,0 +1,203 @@
+//! Fetches one blob: what the cache has of it is hashed, the rest is asked for by range, and whoever follows sees every byte as
+//! soon as it is hashed. One thread hashes and writes, one task talks to the registry.
+
+use super::blobs::Slot;
+use super::follow::{Arrival, Verified};
+use super::registry::{Blob, Registry};
+use super::{BlobCache, OciError};
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use bytes::Bytes;
+use futures::StreamExt as _;
+use oci_client::client::BlobResponse;
+use oci_client::errors::OciDistributionError;
+use sha2::{Digest as _, Sha256};
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+/// Chunks between the network and the disk.
+const CHUNKS: usize = 64;
+/// How much of a file that is there already is hashed at once.
+const READ: usize = 1 << 20;
+/// How often a connection that breaks is made anew without a byte having come.
+const TRIES: usize = 5;
+const FIRST_PAUSE: Duration = Duration::from_millis(300);
+const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+
+/// The pauses between tries.
+pub(super) fn pauses() -> backon::ExponentialBackoff {
+    let builder = ExponentialBuilder::default().with_min_delay(FIRST_PAUSE).with_max_delay(LONGEST_PAUSE);
+    builder.with_max_times(TRIES).with_jitter().build()
+}
+
+/// Counts what has come, of all blobs of a pull.
+#[derive(Debug, Clone, Default)]
+pub struct Received(pub Arc<AtomicU64>);
+
+impl Received {
+    fn add(&self, bytes: usize) {
+        self.0.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+/// Makes sure of a blob; `arrival` tells how far it is. Returns when it is whole and verified.
+///
+/// # Errors
+/// [`OciError`]; the beginning of a blob whose connection broke is kept for the next time.
+pub async fn fetch(
+    registry: &Registry,
+    cache: &BlobCache,
+    blob: &Blob,
+    arrival: watch::Sender<Arrival>,
+    received: Received,
+) -> Result<(), OciError> {
+    let held = cache.lock(&blob.digest).lock_owned().await;
+    let (sender, chunks) = mpsc::channel(CHUNKS);
+    let (ready, start) = tokio::sync::oneshot::channel();
+    let writer = {
+        let (cache, blob) = (cache.clone(), blob.clone());
+        tokio::task::spawn_blocking(move || {
+            let received = receive(&cache, &blob, &arrival, ready, chunks, &received);
+            // Not before the last byte is written, also where nobody waits for us any more.
+            drop(held);
+            received
+        })
+    };
+    // Nothing is asked for where the cache has it all.
+    let fetched = match start.await {
+        Ok(offset) if offset < blob.size => transfer(registry, blob, offset, &sender).await,
+        Ok(_) | Err(_) => Ok(()),
+    };
+    drop(sender);
+    let kept = writer.await.unwrap_or_else(|_| Err(OciError::Cut { digest: blob.digest.clone() }));
+    // That a file is shorter than it should be is only the consequence of a transfer that failed.
+    match (fetched, kept) {
+        (Err(error), Err(OciError::Cut { .. }) | Ok(())) => Err(error),
+        (_, kept) => kept,
+    }
+}
+
+/// Asks for the rest of a blob until it is there.
+async fn transfer(
+    registry: &Registry,
+    blob: &Blob,
+    mut offset: u64,
+    sender: &mpsc::Sender<Bytes>,
+) -> Result<(), OciError> {
+    let mut pause = pauses();
+    loop {
+        let before = offset;
+        let error = match stream(registry, blob, &mut offset, sender).await {
+            Ok(()) if offset >= blob.size => return Ok(()),
+            Ok(()) => OciError::Cut { digest: blob.digest.clone() },
+            Err(error) => error,
+        };
+        if sender.is_closed() || !error.is_transient() {
+            return Err(error);
+        }
+        if offset > before {
+            pause = pauses();
+        }
+        let Some(wait) = pause.next() else { return Err(error) };
+        tracing::info!(digest = blob.digest, offset, error = %error, "a download broke off; going on");
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// One connection's worth.
+async fn stream(
+    registry: &Registry,
+    blob: &Blob,
+    offset: &mut u64,
+    sender: &mpsc::Sender<Bytes>,
+) -> Result<(), OciError> {
+    // A registry that knows no ranges sends all of it again: what we have is skipped, and so stays what was hashed.
+    let (mut body, mut skip) = match registry.blob(blob, *offset).await? {
+        BlobResponse::Partial(body) => (body, 0),
+        BlobResponse::Full(body) => (body, *offset),
+    };
+    while let Some(chunk) = body.stream.next().await {
+        let mut chunk = chunk.map_err(|error| registry.failed(&blob.digest, OciDistributionError::IoError(error)))?;
+        let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
+        skip -= skipped as u64;
+        chunk = chunk.split_off(skipped);
+        if chunk.is_empty() {
+            continue;
+        }
+        *offset += chunk.len() as u64;
+        if *offset > blob.size {
+            return Err(OciError::TooLong { digest: blob.digest.clone(), size: blob.size });
+        }
+        if sender.send(chunk).await.is_err() {
+            // The writer has a better reason.
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Hashes what is there, then hashes and keeps what comes.
+fn receive(
+    cache: &BlobCache,
+    blob: &Blob,
+    arrival: &watch::Sender<Arrival>,
+    ready: tokio::sync::oneshot::Sender<u64>,
+    mut chunks: mpsc::Receiver<Bytes>,
+    received: &Received,
+) -> Result<(), OciError> {
+    let kept = |source| OciError::Cache { path: blob.digest.clone().into(), source };
+    let (file, whole) = match cache.open(&blob.digest)? {
+        Slot::Whole(file) => (Arc::new(file), true),
+        Slot::Partial(file) => (Arc::new(file), false),
+    };
+    arrival.send_modify(|arrival| arrival.file = Some(Arc::clone(&file)));
+    let told = |available: u64| arrival.send_modify(|arrival| arrival.available = available);
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; READ];
+    let mut available = 0;
+    // More than the whole can be no beginning of it: the digest will tell.
+    while available < blob.size {
+        let count = file.read_at(&mut buffer, available).map_err(kept)?;
+        if count == 0 {
+            break;
+        }
+        hash.update(&buffer[..count]);
+        available += count as u64;
+        received.add(count);
+        told(available);
+    }
+    drop(buffer);
+    let stale = available > 0;
+    if whole && available < blob.size {
+        cache.forget(&blob.digest);
+        arrival.send_modify(|arrival| arrival.end = Some(Verified::No));
+        return Err(OciError::Digest { digest: blob.digest.clone(), stale: true });
+    }
+    if ready.send(available).is_err() {
+        // Nobody waits: the pull was given up.
+        return Err(OciError::Cut { digest: blob.digest.clone() });
+    }
+    while let Some(chunk) = chunks.blocking_recv() {
+        hash.update(&chunk);
+        file.write_all_at(&chunk, available).map_err(kept)?;
+        available += chunk.len() as u64;
+        received.add(chunk.len());
+        told(available);
+    }
+    if available < blob.size {
+        arrival.send_modify(|arrival| arrival.end = Some(Verified::No));
+        return Err(OciError::Cut { digest: blob.digest.clone() });
+    }
+    if format!("sha256:{}", hex::encode(hash.finalize())) != blob.digest {
+        cache.forget(&blob.digest);
+        arrival.send_modify(|arrival| arrival.end = Some(Verified::No));
+        return Err(OciError::Digest { digest: blob.digest.clone(), stale });
+    }
+    if !whole {
+        cache.keep(&blob.digest)?;
+    }
+    arrival.send_modify(|arrival| arrival.end = Some(Verified::Yes));
+    Ok(())
+}
