@@ -28,6 +28,7 @@ CARGO   := $(AS_CALLER) cargo
 # program:package, for all that is run here; a package is installed only where its program is missing.
 PROGRAMS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs newuidmap:uidmap nft:nftables \
             ip:iproute2 ssh:openssh-client modprobe:kmod cc:gcc pkg-config:pkg-config setpriv:util-linux curl:curl
+TEST_PROGRAMS := docker-registry:docker-registry skopeo:skopeo umoci:umoci busybox:busybox-static
 BENCH_PROGRAMS := sshd:openssh-server dnsmasq:dnsmasq-base dnsperf:dnsperf
 FILES    := /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring \
             /usr/include/linux/limits.h:linux-libc-dev /usr/include/stdlib.h:libc6-dev \
@@ -63,9 +64,12 @@ install-packages:
 	@log=$$(mktemp); $(AS_ROOT) sh -c 'export DEBIAN_FRONTEND=noninteractive; apt-get update -q && apt-get install -q -y --no-install-recommends $(PACKAGES)' >$$log 2>&1 \
 		|| { tail -40 $$log >&2; rm -f $$log; exit 1; }; rm -f $$log
 
-.PHONY: bench-deps
-bench-deps:
-	@missing=""; for pair in $(BENCH_PROGRAMS); do command -v $${pair%%:*} >/dev/null || missing="$$missing $${pair##*:}"; done; \
+# The tools that results are compared with.
+.PHONY: test-deps bench-deps
+test-deps: COMPARED := $(TEST_PROGRAMS)
+bench-deps: COMPARED := $(TEST_PROGRAMS) $(BENCH_PROGRAMS)
+test-deps bench-deps:
+	@missing=""; for pair in $(COMPARED); do command -v $${pair%%:*} >/dev/null || missing="$$missing $${pair##*:}"; done; \
 	if [ -n "$$missing" ]; then $(MAKE) install-packages PACKAGES="$$missing"; fi
 
 ##@ Try
@@ -75,7 +79,7 @@ sandbox: build ## Open a shell in a real microVM; changes nothing on this machin
 
 ##@ Test
 .PHONY: test
-test: build ## Run every test: unit, integration, then real guests; ends with one line of counts
+test: build test-deps ## Run every test: unit, integration, then real guests; ends with one line of counts
 	@mkdir -p $(LOGS); status=0; rm -f $(LOGS)/*.log; \
 	if $(CARGO) nextest --version >/dev/null 2>&1; then runner="nextest run"; else runner="test --no-fail-fast"; fi; \
 	BANGER_BIN_DIR="$(CURDIR)/$(OUT)" $(CARGO) $$runner --release --locked --workspace 2>&1 | tee $(LOGS)/cargo.log || status=1; \
@@ -86,7 +90,7 @@ test: build ## Run every test: unit, integration, then real guests; ends with on
 SMOKE_FLAGS = $(if $(JOBS),--jobs $(JOBS)) $(if $(CACHE),--cache $(CACHE))
 
 .PHONY: smoke
-smoke: build ## Run the smoke scenarios with real guests (JOBS: how many at a time)
+smoke: build test-deps ## Run the smoke scenarios with real guests (JOBS: how many at a time)
 	@$(AS_ROOT) $(OUT)/banger-smoke run $(SMOKE_FLAGS)
 
 .PHONY: smoke-list
@@ -98,7 +102,7 @@ ifeq ($(strip $(SCENARIO)),)
 smoke-one: ## Run some scenarios: SCENARIO=name,name
 	@echo "usage: make smoke-one SCENARIO=name[,name…]; make smoke-list shows them" >&2; exit 2
 else
-smoke-one: build
+smoke-one: build test-deps
 	@$(AS_ROOT) $(OUT)/banger-smoke run $(SMOKE_FLAGS) --only '$(SCENARIO)'
 endif
 

@@ -137,6 +137,10 @@ pub enum Reply {
         vm: VmId,
         name: VmName,
     },
+    /// What a prune gave back, in bytes.
+    Pruned {
+        bytes: u64,
+    },
 }
 
 /// What became of one VM of several.

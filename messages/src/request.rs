@@ -140,6 +140,8 @@ pub enum RequestBody {
     ConnectSsh {
         vm: VmRef,
     },
+    /// Reply: `Pruned`. Removes layers that were kept for the next pull; no image.
+    PruneImages,
 }
 
 /// Which log of a VM.

@@ -199,6 +199,7 @@ fn client_samples() -> Vec<Sample> {
             &request(RequestBody::WaitVm { vm: text("0a"), level: Readiness::Agent, timeout_ms: None }),
         ),
         owned("request.connect_ssh", &request(RequestBody::ConnectSsh { vm: text("0a") })),
+        owned("request.prune_images", &request(RequestBody::PruneImages)),
     ]
 }
 
@@ -278,6 +279,7 @@ fn server_samples() -> Vec<Sample> {
         owned("server.reply.kernel", &reply(Reply::Kernel(kernel))),
         owned("server.reply.detached", &reply(Reply::Detached { vm, name: name.clone(), operation })),
         owned("server.reply.connected", &reply(Reply::Connected { vm, name })),
+        owned("server.reply.pruned", &reply(Reply::Pruned { bytes: 300 })),
     ]
 }
 

@@ -2,8 +2,8 @@
 
 use crate::images::Images;
 use crate::images::messages::{
-    AcquireImage, AcquiredImage, DeleteImage, ImageCatalog, ListImages, NoteImageUser, PullImage, ReleaseImage,
-    ShowImage,
+    AcquireImage, AcquiredImage, DeleteImage, ImageCatalog, ListImages, NoteImageUser, PruneLayers, PullImage,
+    ReleaseImage, ShowImage,
 };
 use crate::kernels::Kernels;
 use crate::kernels::messages::{
@@ -173,6 +173,7 @@ impl Library for ArtifactLibrary {
                 RequestBody::DeleteImage { image, force } => {
                     ask(images, DeleteImage { name: image.to_string(), force }).await.map(|()| Reply::Done)
                 }
+                RequestBody::PruneImages => ask(images, PruneLayers).await.map(|bytes| Reply::Pruned { bytes }),
                 RequestBody::KernelCatalog => ask(kernels, KernelCatalog).await.map(Reply::Catalog),
                 RequestBody::PullKernel { reference } => {
                     ask(kernels, PullKernel { reference, progress }).await.map(Reply::Kernel)

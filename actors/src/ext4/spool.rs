@@ -6,7 +6,7 @@
 use super::Ext4Error;
 use sha2::{Digest, Sha256};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -82,7 +82,11 @@ impl Spool {
             if self.hashes == Hashes::Kept {
                 hash.update(bytes);
             }
-            self.file.write_all(bytes).map_err(|source| Ext4Error::spool(&self.directory, source))?;
+            // Zeros are a hole: what only claims to be large takes no space.
+            if bytes.iter().any(|byte| *byte != 0) {
+                let kept = self.file.write_all_at(bytes, self.length);
+                kept.map_err(|source| Ext4Error::spool(&self.directory, source))?;
+            }
             self.length += count as u64;
             if self.length - self.checked >= CHECK_EVERY {
                 self.checked = self.length;
@@ -134,7 +138,14 @@ pub struct SpoolReader<'a> {
 impl Read for SpoolReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let most = usize::try_from(self.remaining).unwrap_or(usize::MAX).min(buffer.len());
-        let count = self.file.read_at(&mut buffer[..most], self.offset)?;
+        let count = match self.file.read_at(&mut buffer[..most], self.offset)? {
+            // The file ends where its last hole begins.
+            0 => {
+                buffer[..most].fill(0);
+                most
+            }
+            count => count,
+        };
         self.offset += count as u64;
         self.remaining -= count as u64;
         Ok(count)

@@ -1,12 +1,11 @@
 //! Reads a tar stream into a [`Tree`]: hard links, symbolic links, devices, owners, times to the nanosecond, attributes.
 
+use super::archive::{Archive, Member};
 use super::layer::{Entry, What};
-use super::spool::{Spool, Spooled};
-use super::tree::{Special, shown};
+use super::spool::Spool;
+use super::tree::{CONTENT_MAX, Special, shown};
 use super::{Ext4Error, Meta, Tree};
-use std::cell::Cell;
 use std::io::Read;
-use std::rc::Rc;
 use tar::EntryType;
 
 /// What is to become of an entry.
@@ -20,10 +19,6 @@ pub enum Verdict {
     Rename(Vec<u8>),
 }
 
-/// tar's names for attributes, in PAX records (star(1); GNU tar and libarchive write the same).
-const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
-/// The most that the headers of one entry may take, long names and attributes among them, in bytes.
-const HEADERS_MAX: u64 = 1 << 20;
 /// Attributes of the host that mean nothing in an image.
 const HOST_ATTRIBUTES: [&str; 2] = ["security.selinux", "security.ima"];
 
@@ -49,46 +44,18 @@ pub fn read_entries(
     spool: &mut Spool,
     mut each: impl FnMut(Entry) -> Result<(), Ext4Error>,
 ) -> Result<(), Ext4Error> {
-    let budget = Rc::new(Cell::new(HEADERS_MAX));
-    let mut archive = tar::Archive::new(Bounded { inner: reader, budget: Rc::clone(&budget) });
-    let mut entries = archive.entries().map_err(Ext4Error::Archive)?;
-    loop {
-        // tar keeps long names and PAX records in memory however long they say they are.
-        budget.set(HEADERS_MAX);
-        let Some(next) = entries.next() else { return Ok(()) };
-        budget.set(u64::MAX);
-        let mut entry = next.map_err(Ext4Error::Archive)?;
-        let path = relative(&entry.path_bytes()).to_vec();
+    let mut archive = Archive::new(reader);
+    while let Some(member) = archive.next().map_err(Ext4Error::Archive)? {
+        let path = relative(&member.path).to_vec();
         let (path, contents) = match judge(&path) {
             Verdict::Keep => (path, Contents::Kept),
             Verdict::Rename(path) => (path, Contents::Kept),
             Verdict::Empty => (path, Contents::Dropped),
-            Verdict::Drop => {
-                std::io::copy(&mut entry, &mut std::io::sink()).map_err(Ext4Error::Archive)?;
-                continue;
-            }
+            Verdict::Drop => continue,
         };
-        if let Some(entry) = read_entry(path, &mut entry, contents, spool)? {
-            each(entry)?;
-        }
-        // What a caller has no use for is skipped here, where it costs no memory.
-        std::io::copy(&mut entry, &mut std::io::sink()).map_err(Ext4Error::Archive)?;
+        each(read_entry(path, member, &mut archive, contents, spool)?)?;
     }
-}
-
-/// Fails once more was read than may be.
-struct Bounded<R> {
-    inner: R,
-    budget: Rc<Cell<u64>>,
-}
-
-impl<R: Read> Read for Bounded<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        let left = self.budget.get().checked_sub(count as u64);
-        self.budget.set(left.ok_or_else(|| std::io::Error::other("an entry's headers are longer than 1 MiB"))?);
-        Ok(count)
-    }
+    Ok(())
 }
 
 /// A path without what tar puts before it.
@@ -104,77 +71,60 @@ enum Contents {
     Dropped,
 }
 
-/// `None` for what is no entry of its own.
 fn read_entry<R: Read>(
     path: Vec<u8>,
-    entry: &mut tar::Entry<'_, R>,
+    member: Member,
+    archive: &mut Archive<R>,
     contents: Contents,
     spool: &mut Spool,
-) -> Result<Option<Entry>, Ext4Error> {
-    let (mtime, attributes) = extended(&path, entry)?;
-    let meta = meta(&path, entry.header(), mtime)?;
-    let what = match entry.header().entry_type() {
+) -> Result<Entry, Ext4Error> {
+    let attributes = attributes(&path, &member)?;
+    let meta = meta(&path, &member)?;
+    let what = match member.header.entry_type() {
         EntryType::Directory => What::Directory,
-        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-            // Before tar knew types, a directory was a file whose name ends in a slash.
-            if entry.path_bytes().ends_with(b"/") && entry.size() == 0 {
-                What::Directory
-            } else {
-                What::File(match contents {
-                    Contents::Kept => kept(&path, entry, spool)?,
-                    Contents::Dropped => spool.append(&mut std::io::empty())?,
-                })
+        // Before tar knew types, a directory was a file whose name ends in a slash.
+        EntryType::Regular if member.path.ends_with(b"/") && member.size == 0 => What::Directory,
+        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => What::File(match contents {
+            Contents::Kept if member.size > CONTENT_MAX => {
+                return Err(Ext4Error::TooMuch { what: "bytes", limit: CONTENT_MAX });
             }
-        }
-        EntryType::Symlink => What::Symlink(link_target(&path, entry)?),
-        EntryType::Link => What::HardLink(relative(&link_target(&path, entry)?).to_vec()),
+            Contents::Kept => spool.append(archive)?,
+            Contents::Dropped => spool.append(&mut std::io::empty())?,
+        }),
+        EntryType::Symlink => What::Symlink(link_target(&path, member)?),
+        EntryType::Link => What::HardLink(relative(&link_target(&path, member)?).to_vec()),
         EntryType::Char => {
-            let (major, minor) = device(&path, entry.header())?;
+            let (major, minor) = device(&path, &member.header)?;
             What::Special(Special::Char { major, minor })
         }
         EntryType::Block => {
-            let (major, minor) = device(&path, entry.header())?;
+            let (major, minor) = device(&path, &member.header)?;
             What::Special(Special::Block { major, minor })
         }
         EntryType::Fifo => What::Special(Special::Fifo),
-        EntryType::XGlobalHeader => return Ok(None),
         other => return Err(Ext4Error::Kind { path: shown(&path), kind: format!("{other:?}") }),
     };
-    Ok(Some(Entry { path, meta, what, attributes }))
+    Ok(Entry { path, meta, what, attributes })
 }
 
-fn kept<R: Read>(path: &[u8], entry: &mut tar::Entry<'_, R>, spool: &mut Spool) -> Result<Spooled, Ext4Error> {
-    // tar itself takes an archive that ends in the middle of its last file.
-    let promised = entry.size();
-    let spooled = spool.append(entry)?;
-    if entry.header().entry_type() != EntryType::GNUSparse && spooled.length != promised {
-        let why = format!("it ends in the middle of `{}`", shown(path));
-        return Err(Ext4Error::Archive(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, why)));
-    }
-    Ok(spooled)
-}
-
-fn meta(path: &[u8], header: &tar::Header, mtime: Option<(i64, u32)>) -> Result<Meta, Ext4Error> {
-    let id = |value: std::io::Result<u64>| {
-        let value = value.map_err(Ext4Error::Archive)?;
+fn meta(path: &[u8], member: &Member) -> Result<Meta, Ext4Error> {
+    let id = |value: u64| {
         u32::try_from(value).map_err(|_| Ext4Error::Kind { path: shown(path), kind: format!("owner {value}") })
     };
-    let mode = header.mode().map_err(Ext4Error::Archive)? & 0o7777;
-    let seconds = header.mtime().map_err(Ext4Error::Archive)?;
+    let mode = member.header.mode().map_err(Ext4Error::Archive)? & 0o7777;
     Ok(Meta {
         mode: u16::try_from(mode).expect("twelve bits fit sixteen"),
-        uid: id(header.uid())?,
-        gid: id(header.gid())?,
-        mtime: mtime.unwrap_or((i64::try_from(seconds).unwrap_or(0), 0)),
+        uid: id(member.uid)?,
+        gid: id(member.gid)?,
+        mtime: member.mtime,
     })
 }
 
-fn link_target<R: Read>(path: &[u8], entry: &tar::Entry<'_, R>) -> Result<Vec<u8>, Ext4Error> {
-    entry
-        .link_name_bytes()
-        .map(std::borrow::Cow::into_owned)
-        .filter(|target| !target.is_empty())
-        .ok_or_else(|| Ext4Error::Kind { path: shown(path), kind: "a link to nothing".to_owned() })
+fn link_target(path: &[u8], member: Member) -> Result<Vec<u8>, Ext4Error> {
+    if member.link.is_empty() {
+        return Err(Ext4Error::Kind { path: shown(path), kind: "a link to nothing".to_owned() });
+    }
+    Ok(member.link)
 }
 
 fn device(path: &[u8], header: &tar::Header) -> Result<(u32, u32), Ext4Error> {
@@ -184,41 +134,15 @@ fn device(path: &[u8], header: &tar::Header) -> Result<(u32, u32), Ext4Error> {
     Ok((major, minor))
 }
 
-type Extended = (Option<(i64, u32)>, Vec<(String, Vec<u8>)>);
-
-/// What only the PAX records say: fractions of seconds and attributes.
-fn extended<R: Read>(path: &[u8], entry: &mut tar::Entry<'_, R>) -> Result<Extended, Ext4Error> {
-    let mut mtime = None;
+fn attributes(path: &[u8], member: &Member) -> Result<Vec<(String, Vec<u8>)>, Ext4Error> {
     let mut attributes = Vec::new();
-    let Some(records) = entry.pax_extensions().map_err(Ext4Error::Archive)? else {
-        return Ok((mtime, attributes));
-    };
-    for record in records {
-        let record = record.map_err(Ext4Error::Archive)?;
-        if record.key_bytes() == b"mtime" {
-            mtime = std::str::from_utf8(record.value_bytes()).ok().and_then(timestamp);
-        } else if let Some(name) = record.key_bytes().strip_prefix(XATTR_PREFIX) {
-            let name = std::str::from_utf8(name).map_err(|_| Ext4Error::NotUtf8 { path: shown(path) })?;
-            if HOST_ATTRIBUTES.contains(&name) {
-                continue;
-            }
-            attributes.push((name.to_owned(), on_disk(path, name, record.value_bytes())?));
+    for (name, value) in &member.attributes {
+        let name = std::str::from_utf8(name).map_err(|_| Ext4Error::NotUtf8 { path: shown(path) })?;
+        if !HOST_ATTRIBUTES.contains(&name) {
+            attributes.push((name.to_owned(), on_disk(path, name, value)?));
         }
     }
-    Ok((mtime, attributes))
-}
-
-/// PAX times are decimal fractions, negative ones too: `-1.25` is a quarter second before second -1.
-fn timestamp(text: &str) -> Option<(i64, u32)> {
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let seconds: i64 = whole.parse().ok()?;
-    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
-    let nanos: u32 = digits.parse().ok()?;
-    if whole.starts_with('-') && nanos > 0 {
-        Some((seconds.checked_sub(1)?, 1_000_000_000 - nanos))
-    } else {
-        Some((seconds, nanos))
-    }
+    Ok(attributes)
 }
 
 /// ACLs travel in the form of the system call (linux/posix_acl_xattr.h: u32 version 2, then tag, permissions and id of 2, 2
@@ -243,15 +167,6 @@ fn on_disk(path: &[u8], name: &str, value: &[u8]) -> Result<Vec<u8>, Ext4Error> 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_keep_their_nanoseconds() {
-        assert_eq!(timestamp("1700000000.123456789"), Some((1_700_000_000, 123_456_789)));
-        assert_eq!(timestamp("1700000000.5"), Some((1_700_000_000, 500_000_000)));
-        assert_eq!(timestamp("17"), Some((17, 0)));
-        assert_eq!(timestamp("-1.25"), Some((-2, 750_000_000)));
-        assert_eq!(timestamp("x"), None);
-    }
 
     #[test]
     fn acls_are_stored_in_ext4s_form() {

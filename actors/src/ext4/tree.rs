@@ -15,7 +15,7 @@ use std::path::Path;
 /// More entries than this are an attack or a mistake; the records alone would take a gigabyte.
 pub(super) const NODES_MAX: usize = 4_000_000;
 /// The most contents one image may have, in bytes.
-const CONTENT_MAX: u64 = 256 << 30;
+pub(super) const CONTENT_MAX: u64 = 256 << 30;
 /// How many symbolic links one path may lead through (Linux: `MAXSYMLINKS`, linux/namei.h).
 const LINKS_MAX: usize = 40;
 /// The longest path or target of a link (`PATH_MAX`, linux/limits.h).

@@ -1,8 +1,8 @@
 //! The actor that owns this host's images: who uses which, and which are being pulled. Its handlers start work and return.
 
 use super::messages::{
-    AcquireImage, AcquiredImage, DeleteImage, ImageCatalog, ListImages, NoteImageUser, PullImage, ReleaseImage,
-    ShowImage,
+    AcquireImage, AcquiredImage, DeleteImage, ImageCatalog, ListImages, NoteImageUser, PruneLayers, PullImage,
+    ReleaseImage, ShowImage,
 };
 use super::oci::newest;
 use super::{ImageError, ImageRecord, ImageStore, OciPull, Registries, oci, pull};
@@ -252,6 +252,15 @@ impl Handler<DeleteImage> for Images {
             removed.map_err(|error| WireError::from(&error))
         });
         guard_future(self, removed)
+    }
+}
+
+impl Handler<PruneLayers> for Images {
+    type Result = ResponseFuture<Result<u64, WireError>>;
+
+    fn handle(&mut self, _: PruneLayers, _: &mut Self::Context) -> Self::Result {
+        let blobs = self.config.registries.blobs.clone();
+        Box::pin(blocking(&self.config.runtime, move || blobs.prune().map_err(|error| WireError::from(&error))))
     }
 }
 

@@ -45,6 +45,11 @@ pub struct DeleteImage {
     pub force: Force,
 }
 
+/// Removes the layers that were kept for the next pull. Returns the bytes that this gave back.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<u64, WireError>")]
+pub struct PruneLayers;
+
 /// Takes an image for a VM, which users know as `label`. Again is fine. Held until [`ReleaseImage`].
 #[derive(Debug, Message)]
 #[rtype(result = "Result<AcquiredImage, WireError>")]

@@ -6,7 +6,7 @@ mod supervision;
 
 use super::*;
 use crate::host::HostFacts;
-use crate::store::{Phase, Store};
+use crate::store::{Phase, Store, VmRecord};
 use crate::vm::fake::World;
 use crate::vm::published::{until_down, until_gone, until_made, until_ready};
 use crate::vm::{Command, VmContext};
@@ -97,10 +97,15 @@ impl Daemon {
 
     /// Waits until the one record has this phase, and says whether the guest was ready.
     async fn until_written(&self, wanted: (Phase, bool)) {
+        self.until_records(|record| (record.phase, record.was_ready) == wanted).await;
+    }
+
+    /// Waits until all records are as wanted: a VM is told to be ready before its record says so.
+    async fn until_records(&self, wanted: impl Fn(&VmRecord) -> bool) {
         let writing = async {
             loop {
                 let records = self.store.all().await.unwrap();
-                if records.iter().all(|record| (record.phase, record.was_ready) == wanted) {
+                if records.iter().all(&wanted) {
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(2)).await;

@@ -162,6 +162,7 @@ const fn name(body: &RequestBody) -> &'static str {
         RequestBody::ListImages => "image list",
         RequestBody::ShowImage { .. } => "image show",
         RequestBody::DeleteImage { .. } => "image delete",
+        RequestBody::PruneImages => "image prune",
         RequestBody::KernelCatalog => "kernel catalog",
         RequestBody::PullKernel { .. } => "kernel pull",
         RequestBody::ListKernels => "kernel list",
@@ -213,6 +214,7 @@ async fn dispatch(context: Arc<ServerContext>, request: Request, client: Client)
         | RequestBody::ListImages
         | RequestBody::ShowImage { .. }
         | RequestBody::DeleteImage { .. }
+        | RequestBody::PruneImages
         | RequestBody::KernelCatalog
         | RequestBody::PullKernel { .. }
         | RequestBody::ListKernels

@@ -39,6 +39,17 @@ pub(super) async fn image(client: &Client, command: ImageCommand) -> Outcome {
                 .map(|image| (image.to_string(), RequestBody::DeleteImage { image, force: Force::No }));
             delete(client, bodies.collect()).await
         }
+        ImageCommand::Prune => match client.ask(RequestBody::PruneImages).await? {
+            Reply::Pruned { bytes } => {
+                if client.output.json {
+                    client.output.value(&value_of!({ "freed_bytes": bytes }))?;
+                } else {
+                    client.output.remark(&format!("freed {}", human::size(bytes)));
+                }
+                Ok(0)
+            }
+            other => Err(unexpected(&other)),
+        },
     }
 }
 

@@ -8,6 +8,7 @@ mod isolation;
 mod lifecycle;
 pub(crate) mod names;
 mod network;
+mod oci;
 mod remove;
 mod run;
 mod ssh;
@@ -45,6 +46,8 @@ pub(crate) const ALL: &[(&str, Code)] = &[
     ("two-instances", isolation::two_instances),
     ("no-helper", network::no_helper),
     ("ssh", ssh::ssh),
+    ("oci", oci::boot),
+    ("oci-exact", oci::exact),
     ("daemon-killed", daemon::killed),
     ("pull-interrupted", artifacts::pull_interrupted),
 ];

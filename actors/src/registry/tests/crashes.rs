@@ -177,7 +177,9 @@ fn restart_always_brings_back_what_died_while_the_daemon_was_away() {
         let stopped = daemon.running(3, VmSpec { restart: RestartPolicy::Always, ..spec("stopped") }).await;
         stopped.command(Command::Stop(None)).await.unwrap();
         until_down(&mut stopped.watch.clone(), 1, PATIENCE).await.unwrap();
-        daemon.running(1, always).await.id
+        let id = daemon.running(1, always).await.id;
+        daemon.until_records(|record| record.was_ready).await;
+        id
     });
     // The host was rebooted.
     for vm in world.alive() {

@@ -22,14 +22,16 @@ pub(in crate::cli) enum ImageCommand {
         #[arg(required = true, value_name = "IMAGE")]
         images: Vec<Reference>,
     },
+    /// Remove the layers of container images that are kept for the next pull; images stay.
+    Prune,
 }
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct PullImageArgs {
-    /// A name from `banger image catalog`.
+    /// A name from `banger image catalog`, or a container image: docker.io/library/alpine:3.20.
     #[arg(value_name = "REF")]
     pub(in crate::cli) reference: Reference,
-    /// The name to keep it under. The catalog's when absent.
+    /// The name to keep it under. The catalog's when absent, or made of the reference's: alpine-3.20.
     #[arg(long)]
     pub(in crate::cli) name: Option<ImageName>,
 }
