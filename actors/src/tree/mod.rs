@@ -146,7 +146,7 @@ pub async fn start(
 ) -> Result<ServerContext, TreeError> {
     let config = Arc::new(loaded.config.clone());
     let host = HostFacts::probe().map_err(TreeError::Host)?;
-    for dir in [paths.vms_dir(), paths.cache_dir.clone()] {
+    for dir in [paths.vms_dir(), paths.cache_dir.clone(), paths.blobs_dir()] {
         std::fs::create_dir_all(&dir).map_err(|source| TreeError::Directory { path: dir.clone(), source })?;
     }
     let agent = paths.helper_program("banger-agent").ok_or(TreeError::Program("banger-agent"))?;

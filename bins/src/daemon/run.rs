@@ -14,16 +14,16 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Threads of the worker pool. The work is waiting for sockets; two suffice for hundreds of VMs, and each has its own memory.
-const WORKERS: usize = 2;
-/// Threads for calls that block. Disks are made and files removed there.
-const BLOCKING_THREADS: usize = 16;
+/// Threads for calls that block: disks are made and files removed there, and a pull holds five for as long as it takes. They
+/// exist only while there is work.
+const BLOCKING_THREADS: usize = 256;
 /// Idle ones end after this: their stacks are most of an idle daemon.
 const BLOCKING_KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 fn runtime() -> Runtime {
-    Builder::new_multi_thread()
-        .worker_threads(WORKERS)
+    // One thread for all actors and tasks: they only start work, and what blocks or computes is on threads of its own. A
+    // message to another thread has to wake it, which takes longer than most of them take to handle.
+    Builder::new_current_thread()
         .max_blocking_threads(BLOCKING_THREADS)
         .thread_keep_alive(BLOCKING_KEEP_ALIVE)
         .thread_stack_size(1 << 20)

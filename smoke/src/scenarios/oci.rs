@@ -112,8 +112,8 @@ fn booted(case: &Case<'_>, registry: &Registry) -> Outcome {
     });
     let layout = Layout::write(&registry.directory.join("tiny"), &[base, top], &config)?;
     registry.push(case, &layout, "tiny")?;
-    let scratch = Layer::gzip(archive(|layer| layer.file("app", 0o755, &busybox)));
-    let config = json!({ "Entrypoint": ["/app"], "Cmd": ["echo", "from scratch"] });
+    let scratch = Layer::gzip(archive(|layer| layer.file("busybox", 0o755, &busybox)));
+    let config = json!({ "Entrypoint": ["/busybox"], "Cmd": ["echo", "from scratch"] });
     let layout = Layout::write(&registry.directory.join("scratch"), &[scratch], &config)?;
     registry.push(case, &layout, "scratch")?;
 
@@ -138,7 +138,7 @@ fn booted(case: &Case<'_>, registry: &Registry) -> Outcome {
     check(said == "from the image\n/srv\nweb\n", || format!("the image's own command said `{said}`"))?;
     let said = run(&[&registry.reference("scratch")])?;
     check(said == "from scratch\n", || format!("the program on nothing said `{said}`"))?;
-    let said = run(&["scratch-1", "--entrypoint", "/app", "--", "echo", "another command"])?;
+    let said = run(&["scratch-1", "--entrypoint", "/busybox", "--", "echo", "another command"])?;
     check(said == "another command\n", || format!("the program on nothing said `{said}`"))?;
 
     let gone = case.code(3, &["image", "pull", &registry.reference("nothing")]);
