@@ -10,7 +10,7 @@ use super::server::{self, Listener, Sockets};
 use super::status::{BridgeListener, DnsStatus, HostRouting, LoopbackListener};
 use super::zone::Zone;
 use crate::privileged::{DnsSockets, Perform, PerformBindDns};
-use crate::supervise::{Panicked, Restarts, guard, guard_unit};
+use crate::supervise::{Panicked, Restarts, guard, guard_unit, told};
 use crate::vm::{Published, Watch};
 use actix::fut::{ActorFutureExt as _, WrapFuture as _};
 use actix::{Actor, AsyncContext as _, Context, Handler, Message, Recipient, ResponseActFuture, Supervised};
@@ -127,15 +127,16 @@ impl ZoneKeeper {
             return;
         }
         let mut watch = self.vms[&vm].clone();
-        let next = async move { watch.changed().await.map(|()| watch) };
-        ctx.spawn(next.into_actor(self).map(move |next, keeper, ctx| {
-            guard_unit(ctx, |ctx| match (next, keeper.vms.get(&vm)) {
-                (Ok(watch), Some(current)) if current.same_channel(&watch) => keeper.follow(vm, ctx),
-                // Its actor panicked: the VM lives on, with its name, and is made known again once it is attached to.
-                // Or it has been made known again already, on a watch of its own.
-                (Ok(_) | Err(_), _) => {}
-            });
-        }));
+        let keeper = ctx.address().downgrade();
+        // A task of its own: of the futures of a context actix asks every one at every turn, and there may be a thousand VMs.
+        self.runtime.spawn(async move {
+            // An error: its actor panicked. The VM lives on, with its name, and is made known again once it is attached to.
+            if watch.changed().await.is_ok()
+                && let Some(keeper) = keeper.upgrade()
+            {
+                told(keeper.send(Changed { vm, watch }).await);
+            }
+        });
     }
 
     fn write(&self, vm: VmId, published: &Published) {
@@ -371,6 +372,27 @@ impl Handler<FollowVm> for ZoneKeeper {
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "Result<(), Panicked>")]
 pub struct ServeBridge;
+
+/// A VM that is followed has published something.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Changed {
+    vm: VmId,
+    watch: Watch,
+}
+
+impl Handler<Changed> for ZoneKeeper {
+    type Result = ();
+
+    fn handle(&mut self, Changed { vm, watch }: Changed, ctx: &mut Self::Context) {
+        guard_unit(ctx, |ctx| {
+            // Otherwise it has been made known again meanwhile, on a watch of its own.
+            if self.vms.get(&vm).is_some_and(|current| current.same_channel(&watch)) {
+                self.follow(vm, ctx);
+            }
+        });
+    }
+}
 
 impl Handler<ServeBridge> for ZoneKeeper {
     type Result = ResponseActFuture<Self, Result<(), Panicked>>;
