@@ -12,6 +12,7 @@ mod footprint;
 mod list;
 mod names;
 mod network;
+mod pull;
 mod stdin;
 
 use crate::artifacts;
@@ -49,11 +50,12 @@ pub(crate) struct Options {
 type Measurement = fn(&Case<'_>) -> Result<Vec<Figure>, Stop>;
 
 /// Each measurement makes figures and leaves no VM. Footprint comes first: it wants a daemon that has done nothing yet.
-const ALL: [(&str, Measurement); 8] = [
+const ALL: [(&str, Measurement); 9] = [
     ("footprint", footprint::measure),
     ("create", create::measure),
     ("list", list::measure),
     ("network", network::measure),
+    ("pull", pull::measure),
     ("boot", boot::measure),
     ("exec", exec::measure),
     ("stdin", stdin::measure),

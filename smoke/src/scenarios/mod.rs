@@ -8,7 +8,7 @@ mod isolation;
 mod lifecycle;
 pub(crate) mod names;
 mod network;
-mod oci;
+pub(crate) mod oci;
 mod remove;
 mod run;
 mod ssh;

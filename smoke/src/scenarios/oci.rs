@@ -6,8 +6,8 @@ mod listing;
 
 use crate::case::{Case, Outcome, SETTLE, Stop, check, failed};
 use crate::command::{Program, Running};
-use layers::{Layer, archive};
-use layout::Layout;
+pub(crate) use layers::{Layer, archive};
+pub(crate) use layout::Layout;
 use nix::sys::signal::Signal;
 use serde_json::json;
 use std::fs;
@@ -18,6 +18,8 @@ use std::time::Duration;
 /// Each scenario has a registry of its own; the run's network is its own too. The config of a run names them.
 const BOOT_PORT: u16 = 5000;
 const EXACT_PORT: u16 = 5001;
+/// That of `make bench`, which is a run of its own.
+pub(crate) const BENCH_PORT: u16 = 5000;
 /// Images that are compared, and the seed that makes them: always the same ones.
 const IMAGES: u64 = 40;
 const SEED: u64 = 0x0ba9_6e4d;
@@ -26,14 +28,14 @@ const ZSTD_EVERY: u64 = 4;
 const SHOWN: usize = 20;
 
 /// A registry on loopback and a directory for what is made for it.
-struct Registry {
+pub(crate) struct Registry {
     server: Running,
     port: u16,
-    directory: PathBuf,
+    pub(crate) directory: PathBuf,
 }
 
 impl Registry {
-    fn start(case: &Case<'_>, port: u16) -> Result<Self, Stop> {
+    pub(crate) fn start(case: &Case<'_>, port: u16) -> Result<Self, Stop> {
         for program in ["docker-registry", "skopeo", "umoci"] {
             if Program::tool(&["sh", "-c", &format!("command -v {program}")]).run()?.code() != 0 {
                 return Err(Stop::Skipped(format!("{program} is not installed")));
@@ -57,17 +59,17 @@ impl Registry {
         Ok(Self { server, port, directory })
     }
 
-    fn reference(&self, name: &str) -> String {
+    pub(crate) fn reference(&self, name: &str) -> String {
         format!("127.0.0.1:{}/{name}:1", self.port)
     }
 
     /// Publishes an image of a layout.
-    fn push(&self, case: &Case<'_>, layout: &Layout, name: &str) -> Outcome {
+    pub(crate) fn push(&self, case: &Case<'_>, layout: &Layout, name: &str) -> Outcome {
         let (from, to) = (format!("oci:{}:1", layout.path().display()), format!("docker://{}", self.reference(name)));
         tool(case, &["skopeo", "--insecure-policy", "copy", "-q", "--dest-tls-verify=false", &from, &to])
     }
 
-    fn stop(self) -> Outcome {
+    pub(crate) fn stop(self) -> Outcome {
         self.server.signal(Signal::SIGTERM)?;
         drop(self.server.finish()?);
         Ok(fs::remove_dir_all(&self.directory)?)

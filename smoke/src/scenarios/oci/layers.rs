@@ -6,7 +6,7 @@ use std::io::Write as _;
 use tar::EntryType;
 
 /// A layer as it is and as it travels.
-pub(super) struct Layer {
+pub(crate) struct Layer {
     pub(super) archive: Vec<u8>,
     pub(super) packed: Vec<u8>,
     /// Of its media type.
@@ -15,11 +15,11 @@ pub(super) struct Layer {
 }
 
 impl Layer {
-    pub(super) fn plain((archive, entries): (Vec<u8>, usize)) -> Self {
+    pub(crate) fn plain((archive, entries): (Vec<u8>, usize)) -> Self {
         Self { packed: archive.clone(), archive, suffix: "", entries }
     }
 
-    pub(super) fn gzip((archive, entries): (Vec<u8>, usize)) -> Self {
+    pub(crate) fn gzip((archive, entries): (Vec<u8>, usize)) -> Self {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), Compression::fast());
         encoder.write_all(&archive).expect("memory takes everything");
         Self { packed: encoder.finish().expect("memory takes everything"), archive, suffix: "+gzip", entries }
@@ -35,7 +35,7 @@ impl Layer {
 }
 
 /// An archive being written; memory takes everything.
-pub(super) struct Archive {
+pub(crate) struct Archive {
     builder: tar::Builder<Vec<u8>>,
     entries: usize,
 }
@@ -56,22 +56,22 @@ impl Meta {
     }
 }
 
-pub(super) fn archive(fill: impl FnOnce(&mut Archive)) -> (Vec<u8>, usize) {
+pub(crate) fn archive(fill: impl FnOnce(&mut Archive)) -> (Vec<u8>, usize) {
     let mut archive = Archive { builder: tar::Builder::new(Vec::new()), entries: 0 };
     fill(&mut archive);
     (archive.builder.into_inner().expect("memory takes everything"), archive.entries)
 }
 
 impl Archive {
-    pub(super) fn directory(&mut self, path: &str, mode: u32) {
+    pub(crate) fn directory(&mut self, path: &str, mode: u32) {
         self.add(path, EntryType::Directory, &Meta::root(mode), b"", None, (0, 0));
     }
 
-    pub(super) fn file(&mut self, path: &str, mode: u32, contents: &[u8]) {
+    pub(crate) fn file(&mut self, path: &str, mode: u32, contents: &[u8]) {
         self.add(path, EntryType::Regular, &Meta::root(mode), contents, None, (0, 0));
     }
 
-    pub(super) fn symlink(&mut self, path: &str, target: &str) {
+    pub(crate) fn symlink(&mut self, path: &str, target: &str) {
         self.add(path, EntryType::Symlink, &Meta::root(0o777), b"", Some(target), (0, 0));
     }
 

@@ -8,10 +8,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// One image, with the tag `1`.
-pub(super) struct Layout(PathBuf);
+pub(crate) struct Layout(PathBuf);
 
 impl Layout {
-    pub(super) fn write(path: &Path, layers: &[Layer], config: &Value) -> io::Result<Self> {
+    pub(crate) fn write(path: &Path, layers: &[Layer], config: &Value) -> io::Result<Self> {
         let blobs = path.join("blobs/sha256");
         fs::create_dir_all(&blobs)?;
         let put = |kind: &str, bytes: &[u8]| -> io::Result<Value> {
@@ -42,7 +42,7 @@ impl Layout {
         Ok(Self(path.to_owned()))
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 }
