@@ -116,7 +116,8 @@ impl<R: Read> Archive<R> {
             return Ok(None);
         }
         // The checksum's own eight bytes count as spaces.
-        let sum = block.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u32::from(*byte) });
+        let sum =
+            block.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u32::from(*byte) });
         let sum: u32 = sum.sum();
         if header.cksum()? != sum {
             return Err(bad("a header's checksum is wrong: it is no tar archive, or damaged"));
@@ -152,7 +153,19 @@ impl<R: Read> Archive<R> {
         let stored = records.size.unwrap_or(size);
         // Links and devices have no contents, whatever they say: hard links of some archivers repeat the file's size.
         let kind = header.entry_type();
-        let stored = if matches!(kind, EntryType::Link | EntryType::Symlink | EntryType::Char | EntryType::Block | EntryType::Directory | EntryType::Fifo) { 0 } else { stored };
+        let stored = if matches!(
+            kind,
+            EntryType::Link
+                | EntryType::Symlink
+                | EntryType::Char
+                | EntryType::Block
+                | EntryType::Directory
+                | EntryType::Fifo
+        ) {
+            0
+        } else {
+            stored
+        };
         self.begin(stored);
         let (segments, real) = self.sparse(&header, &records.sparse)?;
         if let Some(real) = real {
@@ -320,7 +333,8 @@ fn parse(mut bytes: &[u8], records: &mut Records) -> io::Result<()> {
     while !bytes.is_empty() {
         let space = bytes.iter().take(20).position(|byte| *byte == b' ').ok_or_else(malformed)?;
         let length = usize::try_from(number(&bytes[..space])?).map_err(|_| malformed())?;
-        let record = bytes.get(space + 1..length).and_then(|record| record.strip_suffix(b"\n")).ok_or_else(malformed)?;
+        let record =
+            bytes.get(space + 1..length).and_then(|record| record.strip_suffix(b"\n")).ok_or_else(malformed)?;
         bytes = &bytes[length..];
         let equals = record.iter().position(|byte| *byte == b'=').ok_or_else(malformed)?;
         let (key, value) = (&record[..equals], &record[equals + 1..]);
@@ -415,10 +429,19 @@ mod tests {
     #[test]
     fn a_records_value_may_contain_anything() {
         let value = b"a\n12 path=elsewhere\n=\0\xff";
-        let records = [record("SCHILY.xattr.user.x", value), record("path", "n\u{e4}me".as_bytes()), record("uid", b"4294967294")].concat();
-        let (member, contents) = only(&[member(EntryType::XHeader, "x", &records, |_| {}), file("short", b"body")].concat()).unwrap();
+        let records = [
+            record("SCHILY.xattr.user.x", value),
+            record("path", "n\u{e4}me".as_bytes()),
+            record("uid", b"4294967294"),
+        ]
+        .concat();
+        let (member, contents) =
+            only(&[member(EntryType::XHeader, "x", &records, |_| {}), file("short", b"body")].concat()).unwrap();
         assert_eq!(member.attributes, [(b"user.x".to_vec(), value.to_vec())]);
-        assert_eq!((member.path.as_slice(), member.uid, contents.as_slice()), ("n\u{e4}me".as_bytes(), 4_294_967_294, b"body".as_slice()));
+        assert_eq!(
+            (member.path.as_slice(), member.uid, contents.as_slice()),
+            ("n\u{e4}me".as_bytes(), 4_294_967_294, b"body".as_slice())
+        );
     }
 
     #[test]
@@ -450,8 +473,14 @@ mod tests {
         });
         let mut map = b"2\n1000\n512\n4000\n100\n".to_vec();
         map.resize(BLOCK, 0);
-        let sparse_1_0: [(&str, &[u8]); 4] = [("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0"), ("GNU.sparse.name", b"f"), ("GNU.sparse.realsize", b"5000")];
-        let sparse_0_1: [(&str, &[u8]); 3] = [("GNU.sparse.size", b"5000"), ("GNU.sparse.map", b"1000,512,4000,100"), ("path", b"f")];
+        let sparse_1_0: [(&str, &[u8]); 4] = [
+            ("GNU.sparse.major", b"1"),
+            ("GNU.sparse.minor", b"0"),
+            ("GNU.sparse.name", b"f"),
+            ("GNU.sparse.realsize", b"5000"),
+        ];
+        let sparse_0_1: [(&str, &[u8]); 3] =
+            [("GNU.sparse.size", b"5000"), ("GNU.sparse.map", b"1000,512,4000,100"), ("path", b"f")];
         for bytes in [
             old,
             [records(&sparse_1_0), file("GNUSparseFile.0/f", &[map, data.clone()].concat())].concat(),

@@ -113,7 +113,8 @@ impl Tree {
     /// # Errors
     /// When an entry cannot be put where it says.
     pub fn add_layer(&mut self, layer: Layer) -> Result<(), Ext4Error> {
-        let number = u16::try_from(self.spools.len()).map_err(|_| Ext4Error::TooMuch { what: "layers", limit: 65_535 })?;
+        let number =
+            u16::try_from(self.spools.len()).map_err(|_| Ext4Error::TooMuch { what: "layers", limit: 65_535 })?;
         self.spools.push(layer.spool);
         self.layer += 1;
         self.check_content()?;

@@ -136,12 +136,13 @@ impl Handler<PullImage> for Images {
 
 impl Images {
     fn target(&self, reference: &str, chosen: Option<ImageName>) -> Result<Target, ImageError> {
-        let container = |reference: &str, chosen: Option<ImageName>, default: Option<ImageName>, kernel: &KernelName| {
-            let reference = parse(reference)?;
-            let name = chosen.clone().or(default).unwrap_or_else(|| image_name(&reference));
-            let reference = canonical(&reference);
-            Ok(Target::Oci(OciPull { reference, name, chosen: chosen.is_some(), kernel: kernel.clone() }))
-        };
+        let container =
+            |reference: &str, chosen: Option<ImageName>, default: Option<ImageName>, kernel: &KernelName| {
+                let reference = parse(reference)?;
+                let name = chosen.clone().or(default).unwrap_or_else(|| image_name(&reference));
+                let reference = canonical(&reference);
+                Ok(Target::Oci(OciPull { reference, name, chosen: chosen.is_some(), kernel: kernel.clone() }))
+            };
         if is_reference(reference) {
             return container(reference, chosen, None, &self.config.registries.kernel);
         }
@@ -175,12 +176,13 @@ impl Images {
         let (store, mirror) = (self.config.store.clone(), self.config.mirror.clone());
         let registries = self.config.registries.clone();
         let (key, source) = (target.name().to_string(), target.source().to_owned());
-        let (flight, waiter) = Flight::start(&self.config.runtime, Stage::ImagePull, move |cancel, reporter| match target {
-            Target::Debian { debian, kernel, name } => {
-                pull::pull(&store, &debian, &kernel, &name, mirror.as_deref(), cancel, reporter)
-            }
-            Target::Oci(wanted) => oci::pull(&store, &wanted, &registries, cancel, reporter),
-        });
+        let (flight, waiter) =
+            Flight::start(&self.config.runtime, Stage::ImagePull, move |cancel, reporter| match target {
+                Target::Debian { debian, kernel, name } => {
+                    pull::pull(&store, &debian, &kernel, &name, mirror.as_deref(), cancel, reporter)
+                }
+                Target::Oci(wanted) => oci::pull(&store, &wanted, &registries, cancel, reporter),
+            });
         self.flights.insert(key, Underway { source, flight });
         waiter
     }
@@ -244,7 +246,8 @@ impl Handler<DeleteImage> for Images {
         let (store, users) = (self.config.store.clone(), self.users.clone());
         let removed = blocking(&self.config.runtime, move || {
             // One that is damaged has no record to be found by, and is deleted by its name.
-            let name = if is_reference(&name) { meant(&store, &name).map(|record| record.name.to_string()) } else { Ok(name) };
+            let name =
+                if is_reference(&name) { meant(&store, &name).map(|record| record.name.to_string()) } else { Ok(name) };
             let removed = name.and_then(|name| {
                 users.check_free(ImageRecord::WHAT, &name, Vec::new(), force)?;
                 Ok(store.delete(&name)?)

@@ -234,7 +234,10 @@ fn layers(
     for slot in unpacked {
         match slot.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(Ok(layer)) => layers.push(layer),
-            Some(Err(error)) if given_up && matches!(&error, ImageError::Ext4(Ext4Error::Archive(cause)) if Follower::broke(cause)) => {
+            Some(Err(error))
+                if given_up
+                    && matches!(&error, ImageError::Ext4(Ext4Error::Archive(cause)) if Follower::broke(cause)) =>
+            {
                 interrupted = Some(error);
             }
             Some(Err(error)) => return Err(error),

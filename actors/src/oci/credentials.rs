@@ -57,7 +57,8 @@ mod tests {
         let of = |registry: &str| credentials(Some(directory.path()), registry);
         assert_eq!(credentials(None, "ghcr.io").unwrap(), RegistryAuth::Anonymous);
         assert_eq!(of("ghcr.io").unwrap(), RegistryAuth::Anonymous);
-        let config = r#"{"auths":{"ghcr.io":{"auth":"bWU6c2VjcmV0"},"https://index.docker.io/v1/":{"auth":"aHViOnB3"}}}"#;
+        let config =
+            r#"{"auths":{"ghcr.io":{"auth":"bWU6c2VjcmV0"},"https://index.docker.io/v1/":{"auth":"aHViOnB3"}}}"#;
         std::fs::write(directory.path().join("config.json"), config).unwrap();
         assert_eq!(of("ghcr.io").unwrap(), RegistryAuth::Basic("me".into(), "secret".into()));
         assert_eq!(of("docker.io").unwrap(), RegistryAuth::Basic("hub".into(), "pw".into()));

@@ -65,12 +65,16 @@ impl OciError {
         match &source {
             OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_) => denied(),
             OciDistributionError::ServerError { code: 401 | 403, .. } => denied(),
-            OciDistributionError::ServerError { code: 404, .. } | OciDistributionError::ImageManifestNotFoundError(_) => {
-                Self::NotFound { reference: what.to_owned() }
-            }
+            OciDistributionError::ServerError { code: 404, .. }
+            | OciDistributionError::ImageManifestNotFoundError(_) => Self::NotFound { reference: what.to_owned() },
             OciDistributionError::RegistryError { envelope, .. } => {
                 let said = |codes: &[OciErrorCode]| envelope.errors.iter().any(|error| codes.contains(&error.code));
-                if said(&[OciErrorCode::ManifestUnknown, OciErrorCode::NameUnknown, OciErrorCode::BlobUnknown, OciErrorCode::NotFound]) {
+                if said(&[
+                    OciErrorCode::ManifestUnknown,
+                    OciErrorCode::NameUnknown,
+                    OciErrorCode::BlobUnknown,
+                    OciErrorCode::NotFound,
+                ]) {
                     Self::NotFound { reference: what.to_owned() }
                 } else if said(&[OciErrorCode::Unauthorized, OciErrorCode::Denied]) {
                     denied()
@@ -136,7 +140,9 @@ impl From<&OciError> for WireError {
             OciError::Unauthorized { registry, .. } => {
                 wire.hint(format!("it may not exist, or need a login: `docker login {registry}` stores one"))
             }
-            OciError::Credentials { .. } => wire.hint("they are looked for as docker does: ~/.docker/config.json and its helpers"),
+            OciError::Credentials { .. } => {
+                wire.hint("they are looked for as docker does: ~/.docker/config.json and its helpers")
+            }
             OciError::Registry { registry, source, .. } if matches!(&**source, OciDistributionError::RequestError(error) if tls(error)) => {
                 wire.hint(format!("if it speaks plain HTTP, add \"{registry}\" to `insecure_registries` in the config"))
             }

@@ -22,7 +22,9 @@ pub fn parse(text: &str) -> Result<Reference, OciError> {
     let wrong = |why: String| OciError::Reference { text: text.to_owned(), why };
     let reference: Reference = text.parse().map_err(|error| wrong(format!("{error}")))?;
     match reference.digest() {
-        Some(digest) if !is_sha256(digest) => Err(wrong("its digest must be `sha256:` and 64 hexadecimal digits".to_owned())),
+        Some(digest) if !is_sha256(digest) => {
+            Err(wrong("its digest must be `sha256:` and 64 hexadecimal digits".to_owned()))
+        }
         _ => Ok(reference),
     }
 }
@@ -91,7 +93,16 @@ mod tests {
 
     #[test]
     fn what_is_no_reference_is_refused() {
-        for bad in ["/x:1", "x/UPPER:1", "x/:1", "a:b:c", "x@sha256:12", "x@md5:00", "x:", &format!("x@sha512:{}", "ab".repeat(64))] {
+        for bad in [
+            "/x:1",
+            "x/UPPER:1",
+            "x/:1",
+            "a:b:c",
+            "x@sha256:12",
+            "x@md5:00",
+            "x:",
+            &format!("x@sha512:{}", "ab".repeat(64)),
+        ] {
             let Err(OciError::Reference { text, .. }) = parse(bad) else { panic!("{bad} was taken") };
             assert_eq!(text, bad);
         }

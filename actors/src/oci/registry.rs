@@ -1,9 +1,9 @@
 //! One registry, as one pull talks to it: what a reference stands for, and the bytes of its blobs. Keeps nothing on disk.
 
+use super::OciError;
 use super::credentials::credentials;
 use super::fetch::pauses;
 use super::reference::{canonical, is_sha256};
-use super::OciError;
 use futures::StreamExt as _;
 use messages::image::ImageConfig;
 use oci_client::Reference;
@@ -13,14 +13,16 @@ use oci_client::manifest::{ImageIndexEntry, OciDescriptor, OciImageManifest, Oci
 use oci_client::secrets::RegistryAuth;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
-use std::sync::Once;
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
 /// Without a byte for so long, a connection counts as broken.
 const READ_DEADLINE: Duration = Duration::from_secs(30);
+/// More registries than anybody uses: the clients of the others are made anew.
+const CLIENTS_MAX: usize = 16;
 /// The most that an image's config may take, in bytes.
 const CONFIG_MAX: u64 = 4 << 20;
 /// More layers than any tool makes: overlay file systems stop at 128, docker at 127.
@@ -29,12 +31,58 @@ const LAYERS_MAX: usize = 512;
 const BLOBS_MAX: u64 = 64 << 30;
 
 /// How registries are reached.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Access {
     /// `insecure_registries` of the config: those that speak plain HTTP.
     pub insecure: Vec<String>,
     /// Where docker keeps its settings, and with them the credentials; none at all where absent.
     pub docker_config: Option<PathBuf>,
+    /// A client for each registry, and whom it speaks for: making one reads all of this host's certificates.
+    clients: Arc<Mutex<HashMap<String, (RegistryAuth, oci_client::Client)>>>,
+}
+
+impl std::fmt::Debug for Access {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Access").field("insecure", &self.insecure).finish_non_exhaustive()
+    }
+}
+
+impl Access {
+    /// How registries are reached by a daemon with these settings.
+    #[must_use]
+    pub fn new(insecure: Vec<String>, docker_config: Option<PathBuf>) -> Self {
+        Self { insecure, docker_config, clients: Arc::default() }
+    }
+
+    /// The client for a registry. A login that has changed since makes another one.
+    fn client(&self, registry: &str, auth: &RegistryAuth) -> Result<oci_client::Client, OciDistributionError> {
+        static PROVIDER: Once = Once::new();
+        PROVIDER.call_once(|| {
+            // An error says that somebody installed one before, which is as good.
+            drop(rustls::crypto::ring::default_provider().install_default());
+        });
+        // A map of clients: a panic elsewhere cannot have left it half-changed.
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, client)) = clients.get(registry)
+            && known == auth
+        {
+            return Ok(client.clone());
+        }
+        let config = ClientConfig {
+            protocol: ClientProtocol::HttpsExcept(self.insecure.clone()),
+            connect_timeout: Some(CONNECT_DEADLINE),
+            read_timeout: Some(READ_DEADLINE),
+            user_agent: concat!("banger/", env!("CARGO_PKG_VERSION")),
+            platform_resolver: None,
+            ..ClientConfig::default()
+        };
+        let client = oci_client::Client::try_from(config)?;
+        if clients.len() >= CLIENTS_MAX {
+            clients.clear();
+        }
+        clients.insert(registry.to_owned(), (auth.clone(), client.clone()));
+        Ok(client)
+    }
 }
 
 /// A part of an image.
@@ -75,23 +123,10 @@ impl Registry {
     /// # Errors
     /// When the credentials cannot be read, or this host's certificates.
     pub fn new(access: &Access, reference: &Reference) -> Result<Self, OciError> {
-        static PROVIDER: Once = Once::new();
-        PROVIDER.call_once(|| {
-            // An error says that somebody installed one before, which is as good.
-            drop(rustls::crypto::ring::default_provider().install_default());
-        });
         let auth = credentials(access.docker_config.as_deref(), reference.registry())?;
-        let config = ClientConfig {
-            protocol: ClientProtocol::HttpsExcept(access.insecure.clone()),
-            connect_timeout: Some(CONNECT_DEADLINE),
-            read_timeout: Some(READ_DEADLINE),
-            user_agent: concat!("banger/", env!("CARGO_PKG_VERSION")),
-            platform_resolver: None,
-            ..ClientConfig::default()
-        };
         let registry = reference.registry();
-        let client = oci_client::Client::try_from(config)
-            .map_err(|error| OciError::answered(&canonical(reference), registry, error))?;
+        let client = access.client(registry, &auth);
+        let client = client.map_err(|error| OciError::answered(&canonical(reference), registry, error))?;
         Ok(Self { client, reference: reference.clone(), auth })
     }
 

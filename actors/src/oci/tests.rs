@@ -17,7 +17,7 @@ fn runtime() -> Runtime {
 }
 
 fn registry(hub: &Hub, reference: &str) -> Registry {
-    let access = Access { insecure: vec![hub.address.clone()], docker_config: None };
+    let access = Access::new(vec![hub.address.clone()], None);
     Registry::new(&access, &parse(reference).unwrap()).unwrap()
 }
 

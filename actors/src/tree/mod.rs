@@ -121,7 +121,7 @@ async fn start_artifacts(
         catalog: Arc::clone(&catalog),
         mirror: mirror.clone(),
         registries: Registries {
-            access: Access { insecure: config.insecure_registries.clone(), docker_config: docker_directory() },
+            access: Access::new(config.insecure_registries.clone(), docker_directory()),
             blobs: BlobCache::new(paths.blobs_dir(), config.cache_max_size),
             kernel: config.default_kernel.clone(),
         },

@@ -72,7 +72,14 @@ fn measured(case: &Case<'_>, registry: &Registry) -> Result<Vec<Figure>, Stop> {
             PULLS,
             remark,
         ),
-        figure("bangerd's peak memory after it, against 160 MiB (MiB)", peak, 160.0, Goal::AtMost(1.0), 1, String::new()),
+        figure(
+            "bangerd's peak memory after it, against 160 MiB (MiB)",
+            peak,
+            160.0,
+            Goal::AtMost(1.0),
+            1,
+            String::new(),
+        ),
         figure(
             "image pull of what is here against 2 x version and one manifest request (ms)",
             median(&again),
@@ -93,7 +100,11 @@ fn layers() -> Result<Vec<Layer>, Stop> {
         random.read_exact(&mut noise)?;
         let made = archive(|archive| {
             for (file, noise) in noise.chunks_exact(NOISE).enumerate() {
-                archive.file(&format!("layer-{layer}/directory-{}/file-{file}", file % 40), 0o644, &[noise, &text].concat());
+                archive.file(
+                    &format!("layer-{layer}/directory-{}/file-{file}", file % 40),
+                    0o644,
+                    &[noise, &text].concat(),
+                );
             }
         });
         layers.push(Layer::gzip(made));
@@ -129,7 +140,10 @@ fn manifest_request() -> Result<Duration, Stop> {
     let started = Instant::now();
     let mut stream = TcpStream::connect(("127.0.0.1", BENCH_PORT))?;
     let accept = "application/vnd.oci.image.manifest.v1+json";
-    write!(stream, "HEAD /v2/big/manifests/1 HTTP/1.1\r\nhost: localhost\r\naccept: {accept}\r\nconnection: close\r\n\r\n")?;
+    write!(
+        stream,
+        "HEAD /v2/big/manifests/1 HTTP/1.1\r\nhost: localhost\r\naccept: {accept}\r\nconnection: close\r\n\r\n"
+    )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     check(answer.starts_with("HTTP/1.1 200"), || format!("the registry said `{answer}`"))?;
@@ -139,7 +153,8 @@ fn manifest_request() -> Result<Duration, Stop> {
 fn peak_mib(case: &Case<'_>) -> Result<f64, Stop> {
     let pid = case.world.daemon_pid().ok_or(Stop::Failed("there is no daemon".to_owned()))?;
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).and_then(|rest| rest.split_whitespace().next());
+    let peak =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")).and_then(|rest| rest.split_whitespace().next());
     let kib: f64 = peak.and_then(|kib| kib.parse().ok()).ok_or(Stop::Failed("no peak of memory".to_owned()))?;
     Ok(kib / 1024.0)
 }

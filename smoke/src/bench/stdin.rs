@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 
 const SIZE: u64 = 256 << 20;
+/// How long the raw port may take: many times what it takes.
+const LONGEST: Duration = Duration::from_secs(120);
 /// As much as the command line tool reads at a time.
 const CHUNK: usize = 128 << 10;
 
@@ -56,13 +58,19 @@ async fn raw(bare: &mut super::bare::Bare) -> Result<Duration, Stop> {
     let started = Instant::now();
     let reader = bare.exec(&script).await?;
     let Some(port) = bare.raw.as_mut() else { return failed("the bare guest has no second port") };
-    let chunk = vec![0x55; CHUNK];
-    let mut left = SIZE;
-    while left > 0 {
-        let length = usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK);
-        port.write_all(&chunk[..length]).await?;
-        left -= length as u64;
+    let feed = async {
+        let chunk = vec![0x55; CHUNK];
+        let mut left = SIZE;
+        while left > 0 {
+            let length = usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK);
+            port.write_all(&chunk[..length]).await?;
+            left -= length as u64;
+        }
+        Ok::<_, Stop>(())
+    };
+    // Side by side: a reader that gives up says so, and does not leave us writing to nobody.
+    match tokio::time::timeout(LONGEST, async { tokio::try_join!(feed, succeed(reader)) }).await {
+        Ok(done) => done.map(|_| started.elapsed()),
+        Err(_) => failed(format!("nobody read the raw port's bytes within {} s", LONGEST.as_secs())),
     }
-    succeed(reader).await?;
-    Ok(started.elapsed())
 }

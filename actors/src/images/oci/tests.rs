@@ -73,7 +73,7 @@ impl Place {
             kernel: "six".parse().unwrap(),
         };
         let registries = Registries {
-            access: Access { insecure: vec![self.hub.address.clone()], docker_config: None },
+            access: Access::new(vec![self.hub.address.clone()], None),
             blobs: BlobCache::new(self.blobs(), None),
             kernel: "six".parse().unwrap(),
         };
@@ -237,7 +237,8 @@ fn a_tag_that_moved_makes_another_image() {
 #[test]
 fn a_failed_pull_leaves_no_image_and_the_next_one_goes_on() {
     let place = Place::new();
-    let text: String = (0..200_000_u32).map(|index| char::from(b'a' + (index.wrapping_mul(2_654_435_761) >> 27) as u8 % 26)).collect();
+    let text: String =
+        (0..200_000_u32).map(|index| char::from(b'a' + (index.wrapping_mul(2_654_435_761) >> 27) as u8 % 26)).collect();
     let big = gzip(&archive(&[("big", Regular, &text)]));
     place.hub.behave(Manners { cuts: 100, cut_after: 1000, ..Manners::default() });
     // Every connection brings a thousand bytes, so it goes on for ever; the digest of another layer does not fit.
@@ -287,8 +288,15 @@ fn hostile_archives_are_refused_and_leave_nothing() {
         ("a path that climbs", raw(b"../../etc/passwd", Regular, 0, b"")),
         ("a size that is not there", raw(b"big", Regular, 1 << 40, b"short")),
         ("a size beyond all sense", raw(b"big", Regular, (1 << 63) - 1, b"short")),
-        ("a name of two megabytes", [raw(b"././@LongLink", EntryType::GNULongName, long.len() as u64, &long), raw(b"x", Regular, 0, b"")].concat()),
-        ("records of two megabytes", [raw(b"x", EntryType::XHeader, long.len() as u64, &long), raw(b"x", Regular, 0, b"")].concat()),
+        (
+            "a name of two megabytes",
+            [raw(b"././@LongLink", EntryType::GNULongName, long.len() as u64, &long), raw(b"x", Regular, 0, b"")]
+                .concat(),
+        ),
+        (
+            "records of two megabytes",
+            [raw(b"x", EntryType::XHeader, long.len() as u64, &long), raw(b"x", Regular, 0, b"")].concat(),
+        ),
         ("a link to nothing", archive(&[("a", Link, "nowhere")])),
         ("links in a ring", archive(&[("a", Symlink, "b"), ("b", Symlink, "a"), ("a/x", Regular, "")])),
         ("a file for a directory", archive(&[("a", Regular, ""), ("a/b", Regular, "")])),
@@ -309,7 +317,11 @@ fn a_path_through_a_link_stays_in_the_image() {
     let record = place
         .pull_of(&[
             archive(&[("etc/", Directory, ""), ("out", Symlink, "/etc"), ("up", Symlink, "../../../..")]),
-            archive(&[("out/passwd", Regular, "in the image"), ("up/top", Regular, "top"), ("dangling", Symlink, "made/here")]),
+            archive(&[
+                ("out/passwd", Regular, "in the image"),
+                ("up/top", Regular, "top"),
+                ("dangling", Symlink, "made/here"),
+            ]),
             archive(&[("dangling/file", Regular, "made")]),
         ])
         .unwrap();

@@ -75,7 +75,15 @@ impl Archive {
         self.add(path, EntryType::Symlink, &Meta::root(0o777), b"", Some(target), (0, 0));
     }
 
-    fn add(&mut self, path: &str, kind: EntryType, meta: &Meta, contents: &[u8], target: Option<&str>, device: (u32, u32)) {
+    fn add(
+        &mut self,
+        path: &str,
+        kind: EntryType,
+        meta: &Meta,
+        contents: &[u8],
+        target: Option<&str>,
+        device: (u32, u32),
+    ) {
         self.entries += 1;
         let mut records: Vec<(String, Vec<u8>)> = Vec::new();
         if meta.mtime.1 > 0 {
@@ -294,7 +302,9 @@ impl Model {
 
     fn contents(&mut self, length: usize) -> Vec<u8> {
         let start = self.random.next();
-        (0..length as u64).map(|index| u8::try_from((start ^ (index / 7)).wrapping_mul(31) & 0xff).unwrap_or(0)).collect()
+        (0..length as u64)
+            .map(|index| u8::try_from((start ^ (index / 7)).wrapping_mul(31) & 0xff).unwrap_or(0))
+            .collect()
     }
 
     fn special(&mut self, archive: &mut Archive, path: &str) {
