@@ -63,7 +63,11 @@ pub fn pull(
     let source = canonical(&reference);
     reporter.step(format!("asking for {source}"));
     let registry = Registry::new(&registries.access, &reference)?;
-    if let Some(here) = newest(store, &source)?.filter(|here| !wanted.chosen || here.name == wanted.name) {
+    let here = match wanted.chosen {
+        true => store.find(wanted.name.as_str())?.filter(|here| here.source == source),
+        false => newest(store, &source)?,
+    };
+    if let Some(here) = here {
         // One request: most pulls of what is here find that it has not changed.
         let digest = match reference.digest() {
             Some(digest) => digest.to_owned(),

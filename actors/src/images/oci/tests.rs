@@ -232,6 +232,11 @@ fn a_tag_that_moved_makes_another_image() {
     assert_ne!(other.name, first.name);
     let error = place.pull_as(&reference, Some("thing-1")).unwrap_err();
     assert!(matches!(&error, ImageError::Taken { name } if name.as_str() == "thing-1"), "{error}");
+    // The same image under a second name, and each of them again.
+    let named = place.pull_as(&reference, Some("mine")).unwrap();
+    assert_eq!((named.name.as_str(), &named.digest), ("mine", &other.digest));
+    assert_eq!(place.pull_as(&reference, Some(other.name.as_str())).unwrap(), other);
+    assert_eq!(place.pull_as(&reference, Some("mine")).unwrap(), named);
 }
 
 #[test]
