@@ -5,6 +5,7 @@
 //! (pax), "ustar Interchange Format" and "pax Extended Header"; the GNU tar manual, "Basic Tar Format" and "Storing Sparse
 //! Files".
 
+use std::collections::VecDeque;
 use std::io::{self, Read};
 use tar::{EntryType, Header};
 
@@ -15,6 +16,7 @@ const HEADERS_MAX: u64 = 1 << 20;
 const SEGMENTS_MAX: usize = 100_000;
 /// tar's names for attributes, in PAX records (star(1); GNU tar and libarchive write the same).
 const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
+const BAD_MAP: &str = "the map of a sparse file makes no sense";
 
 /// A member, before its contents are read.
 pub(super) struct Member {
@@ -63,7 +65,7 @@ pub(super) struct Archive<R> {
     left: u64,
     padding: u64,
     /// Where the present member's data lies in its file; none where it is all of it.
-    segments: Option<Vec<(u64, u64)>>,
+    segments: Option<VecDeque<(u64, u64)>>,
     size: u64,
     at: u64,
 }
@@ -150,32 +152,19 @@ impl<R: Read> Archive<R> {
         long_path: Option<Vec<u8>>,
         long_link: Option<Vec<u8>>,
     ) -> io::Result<Member> {
-        let stored = records.size.unwrap_or(size);
-        // Links and devices have no contents, whatever they say: hard links of some archivers repeat the file's size.
-        let kind = header.entry_type();
-        let stored = if matches!(
-            kind,
-            EntryType::Link
-                | EntryType::Symlink
-                | EntryType::Char
-                | EntryType::Block
-                | EntryType::Directory
-                | EntryType::Fifo
-        ) {
-            0
-        } else {
-            stored
-        };
-        self.begin(stored);
-        let (segments, real) = self.sparse(&header, &records.sparse)?;
-        if let Some(real) = real {
-            self.size = real;
+        self.begin(match header.entry_type() {
+            // They have no contents, whatever they say: hard links of some archivers repeat the file's size.
+            EntryType::Link | EntryType::Symlink | EntryType::Char | EntryType::Block => 0,
+            EntryType::Directory | EntryType::Fifo => 0,
+            _ => records.size.unwrap_or(size),
+        });
+        if let Some((segments, real)) = self.sparse(&header, &records.sparse)? {
+            (self.segments, self.size) = (Some(segments.into()), real);
         }
-        self.segments = segments;
-        let named = || records.sparse.name.clone().or(records.path.clone()).or(long_path);
-        let mtime = i64::try_from(header.mtime()?).unwrap_or(i64::MAX);
+        let named = records.sparse.name.or(records.path).or(long_path);
+        let mtime = i64::try_from(header.mtime()?).unwrap_or(0);
         Ok(Member {
-            path: named().unwrap_or_else(|| header.path_bytes().into_owned()),
+            path: named.unwrap_or_else(|| header.path_bytes().into_owned()),
             link: records.link.or(long_link).or_else(|| header.link_name_bytes().map(Into::into)).unwrap_or_default(),
             uid: records.uid.map_or_else(|| header.uid(), Ok)?,
             gid: records.gid.map_or_else(|| header.gid(), Ok)?,
@@ -187,8 +176,7 @@ impl<R: Read> Archive<R> {
     }
 
     /// Where the data of a sparse file lies, and how long the file is.
-    #[expect(clippy::type_complexity, reason = "a map and a length, either of which may be missing")]
-    fn sparse(&mut self, header: &Header, sparse: &Sparse) -> io::Result<(Option<Vec<(u64, u64)>>, Option<u64>)> {
+    fn sparse(&mut self, header: &Header, sparse: &Sparse) -> io::Result<Option<(Vec<(u64, u64)>, u64)>> {
         let (map, size) = if header.entry_type() == EntryType::GNUSparse {
             let gnu = header.as_gnu().ok_or_else(|| bad("a sparse file without a GNU header"))?;
             (self.gnu_map(gnu)?, gnu.real_size()?)
@@ -201,19 +189,19 @@ impl<R: Read> Archive<R> {
             };
             (map, size)
         } else {
-            return Ok((None, None));
+            return Ok(None);
         };
         let mut end = 0;
         let mut data = 0_u64;
         for (offset, length) in &map {
             let next = offset.checked_add(*length).filter(|next| *offset >= end && *next <= size);
-            end = next.ok_or_else(|| bad("the map of a sparse file makes no sense"))?;
+            end = next.ok_or_else(|| bad(BAD_MAP))?;
             data += length;
         }
         if map.len() > SEGMENTS_MAX || data != self.left {
-            return Err(bad("the map of a sparse file makes no sense"));
+            return Err(bad(BAD_MAP));
         }
-        Ok((Some(map), Some(size)))
+        Ok(Some((map, size)))
     }
 
     /// The map in an old GNU header, and in the blocks that may follow it.
@@ -231,7 +219,7 @@ impl<R: Read> Archive<R> {
         while more {
             blocks += 1;
             if blocks > SEGMENTS_MAX / 21 {
-                return Err(bad("the map of a sparse file makes no sense"));
+                return Err(bad(BAD_MAP));
             }
             let mut next = tar::GnuExtSparseHeader::new();
             self.inner.read_exact(next.as_mut_bytes())?;
@@ -253,20 +241,21 @@ impl<R: Read> Archive<R> {
                 numbers.push(number(&text[..end])?);
                 text.drain(..=end);
                 let count = numbers[0].checked_mul(2).filter(|count| *count <= 2 * SEGMENTS_MAX as u64);
-                let count = count.ok_or_else(|| bad("the map of a sparse file makes no sense"))?;
+                let count = count.ok_or_else(|| bad(BAD_MAP))?;
                 if numbers.len() as u64 == count + 1 {
                     return Ok(numbers[1..].chunks_exact(2).map(|pair| (pair[0], pair[1])).collect());
                 }
             }
             if text.len() > BLOCK {
-                return Err(bad("the map of a sparse file makes no sense"));
+                return Err(bad(BAD_MAP));
             }
         }
     }
 
     /// Past what is left of the present member.
     fn skip(&mut self) -> io::Result<()> {
-        let rest = self.left + self.padding;
+        // Saturating: a record may claim any size, and what is missing is noticed below.
+        let rest = self.left.saturating_add(self.padding);
         (self.left, self.padding, self.segments) = (0, 0, None);
         let skipped = io::copy(&mut (&mut self.inner).take(rest), &mut io::sink())?;
         if skipped < rest {
@@ -295,10 +284,10 @@ impl<R: Read> Read for Archive<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let Some(segments) = &mut self.segments else { return self.stored(buffer) };
         let until = |end: u64, at: u64| usize::try_from(end - at).unwrap_or(usize::MAX).min(buffer.len());
-        while segments.first().is_some_and(|(offset, length)| offset + length <= self.at) {
-            segments.remove(0);
+        while segments.front().is_some_and(|(offset, length)| offset + length <= self.at) {
+            segments.pop_front();
         }
-        let (most, data) = match segments.first() {
+        let (most, data) = match segments.front() {
             Some((offset, length)) if *offset <= self.at => (until(offset + length, self.at), true),
             Some((offset, _)) => (until(*offset, self.at), false),
             None => (until(self.size, self.at), false),
@@ -451,6 +440,15 @@ mod tests {
         let bytes = [member(EntryType::XHeader, "x", &record("size", b"600"), |_| {}), header, vec![7; 1024]].concat();
         let (member, contents) = only(&bytes).unwrap();
         assert_eq!((member.size, contents), (600, vec![7; 600]));
+    }
+
+    #[test]
+    fn a_size_beyond_all_sense_is_an_error_also_where_it_is_skipped() {
+        let records = member(EntryType::XHeader, "x", &record("size", u64::MAX.to_string().as_bytes()), |_| {});
+        let bytes = [records, file("f", b"")].concat();
+        let mut archive = Archive::new(bytes.as_slice());
+        assert_eq!(archive.next().unwrap().unwrap().size, u64::MAX);
+        assert_eq!(archive.next().err().map(|error| error.kind()), Some(io::ErrorKind::UnexpectedEof));
     }
 
     #[test]

@@ -95,9 +95,7 @@ impl Tree {
     /// # Errors
     /// When the file system refuses.
     pub fn create(directory: &Path) -> Result<Self, Ext4Error> {
-        let root =
-            Node { kind: Kind::Directory(BTreeMap::new()), meta: Meta::root(0o755), attributes: BTreeMap::new() };
-        Ok(Self { nodes: vec![root], spools: vec![Spool::create(directory)?], layer: 0 })
+        Ok(Self { spools: vec![Spool::create(directory)?], ..Self::layered() })
     }
 
     /// An empty tree whose contents come with its layers.
@@ -181,12 +179,15 @@ impl Tree {
         }
     }
 
-    /// Depth is bounded by the longest path.
+    /// Without recursion: paths through links make directories far deeper than any one path is long.
     fn prune_below(&mut self, directory: usize) {
-        let Kind::Directory(names) = &self.nodes[directory].kind else { return };
-        let names: Vec<String> = names.keys().cloned().collect();
-        for name in names {
-            self.prune(directory, &name);
+        let layer = self.layer;
+        let mut waiting = vec![directory];
+        while let Some(directory) = waiting.pop() {
+            if let Kind::Directory(names) = &mut self.nodes[directory].kind {
+                names.retain(|_, name| name.layer == layer);
+                waiting.extend(names.values().map(|name| name.node));
+            }
         }
     }
 
@@ -213,6 +214,9 @@ impl Tree {
         {
             self.nodes[node].meta = meta;
             self.nodes[node].attributes.clear();
+            // Said again by this layer: a whiteout of this layer's does not mean it.
+            let layer = self.layer;
+            self.children(parent).insert(name.to_owned(), Name { node, layer });
             return Ok(());
         }
         self.add(parent, name, Kind::Directory(BTreeMap::new()), meta)

@@ -59,7 +59,7 @@ struct Underway {
 
 /// What a name or a reference leads to.
 enum Target {
-    Debian { debian: DebianImage, kernel: KernelName, name: ImageName },
+    Debian { entry: ImageName, debian: DebianImage, kernel: KernelName, name: ImageName },
     Oci(OciPull),
 }
 
@@ -74,7 +74,7 @@ impl Target {
     /// Two pulls of the same are one.
     fn source(&self) -> &str {
         match self {
-            Self::Debian { debian, .. } => &debian.suite,
+            Self::Debian { entry, .. } => entry.as_str(),
             Self::Oci(pull) => &pull.reference,
         }
     }
@@ -150,6 +150,7 @@ impl Images {
         match &entry.source {
             ImageSource::Oci(oci) => container(&oci.reference, chosen, Some(entry.name.clone()), &entry.kernel),
             ImageSource::Debian(debian) => Ok(Target::Debian {
+                entry: entry.name.clone(),
                 debian: debian.clone(),
                 kernel: entry.kernel.clone(),
                 name: chosen.unwrap_or_else(|| entry.name.clone()),
@@ -178,7 +179,7 @@ impl Images {
         let (key, source) = (target.name().to_string(), target.source().to_owned());
         let (flight, waiter) =
             Flight::start(&self.config.runtime, Stage::ImagePull, move |cancel, reporter| match target {
-                Target::Debian { debian, kernel, name } => {
+                Target::Debian { debian, kernel, name, .. } => {
                     pull::pull(&store, &debian, &kernel, &name, mirror.as_deref(), cancel, reporter)
                 }
                 Target::Oci(wanted) => oci::pull(&store, &wanted, &registries, cancel, reporter),

@@ -337,6 +337,48 @@ fn a_path_through_a_link_stays_in_the_image() {
 }
 
 #[test]
+fn a_directory_that_a_layer_says_again_survives_its_whiteouts() {
+    let place = Place::new();
+    let base = archive(&[("old/sub/x", Regular, "x"), ("old/other/y", Regular, "y"), ("gone/sub/z", Regular, "z")]);
+    let top = archive(&[
+        ("old/sub/", Directory, ""),
+        ("old/.wh..wh..opq", Regular, ""),
+        ("gone/sub/", Directory, ""),
+        (".wh.gone", Regular, ""),
+    ]);
+    let record = place.pull_of(&[base, top]).unwrap();
+    let path = place.rootfs(&record);
+    for (there, expected) in
+        [("/old/sub", true), ("/old/sub/x", false), ("/old/other", false), ("/gone/sub", true), ("/gone/sub/z", false)]
+    {
+        assert_eq!(contents(&path, there).is_some(), expected, "{there}");
+    }
+}
+
+#[test]
+fn directories_deeper_than_any_stack_are_taken_away() {
+    // Each link leads to the end of what the one before it made: a path of a few bytes goes 80,000 directories down.
+    let deep = "d/".repeat(2000);
+    let mut entries = vec![(deep.clone(), Directory, String::new())];
+    let mut end = deep;
+    for number in 0..38 {
+        let link = format!("l{number}");
+        entries.push((link.clone(), Symlink, end));
+        end = format!("{link}/{}", "d/".repeat(2000));
+        entries.push((end.clone(), Directory, String::new()));
+    }
+    let base: Vec<_> = entries.iter().map(|(path, kind, text)| (path.as_str(), *kind, text.as_str())).collect();
+    // The same names again, so that they are this layer's own and looked through, and then a whiteout of the topmost.
+    let again: Vec<_> = base.iter().copied().chain([(".wh.d", Regular, "")]).collect();
+    let directory = tempfile::tempdir().unwrap();
+    let layer = |entries: &[_]| crate::ext4::layer::Layer::read(archive(entries).as_slice(), directory.path()).unwrap();
+    let mut tree = Tree::layered();
+    tree.add_layer(layer(&base)).unwrap();
+    tree.add_layer(layer(&again)).unwrap();
+    assert!(tree.contains(format!("l37/{}", "d/".repeat(2000)).as_bytes()).unwrap());
+}
+
+#[test]
 fn a_path_longer_than_any_kernel_takes_is_refused() {
     let mut tree = Tree::layered();
     let error = tree.directory("d/".repeat(2100).as_bytes(), Meta::root(0o755)).unwrap_err();
