@@ -7,6 +7,7 @@ pub mod bench;
 pub mod control;
 pub mod drives;
 pub mod exec;
+pub mod files;
 pub mod identity;
 pub mod init;
 pub mod keeper;

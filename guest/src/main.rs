@@ -1,9 +1,10 @@
 //! `banger-agent`: as PID 1 the `/init` of a guest, as its child the keeper and the agent, as theirs a server for one SSH
-//! connection or its SFTP, with `--process` a test machine.
+//! connection or its SFTP or a tool that reads or writes the guest's files, with `--process` a test machine.
 
+use guest::files::unpack::Unpacked;
 use guest::machine::guest as guest_machine;
 use guest::machine::process::{self, Link};
-use guest::{init, keeper, sftp, ssh, sys};
+use guest::{files, init, keeper, sftp, ssh, sys};
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
@@ -30,6 +31,9 @@ fn main() -> ExitCode {
         Some(Role::Process(link, root)) => finish(run(process::run(&link, &root))),
         Some(Role::Ssh) => finish(run(ssh::server::run())),
         Some(Role::Sftp) => finish(sftp::run()),
+        Some(Role::Archive(root)) => finish(files::archive::run(&root)),
+        Some(Role::Unpack(at, how)) => finish(files::unpack::run(&at, how)),
+        Some(Role::Hold) => finish(files::hold()),
         None => fail(USAGE),
     }
 }
@@ -42,6 +46,9 @@ enum Role {
     Process(Link, PathBuf),
     Ssh,
     Sftp,
+    Archive(PathBuf),
+    Unpack(PathBuf, Unpacked),
+    Hold,
 }
 
 fn role(arguments: &[OsString]) -> Option<Role> {
@@ -59,6 +66,10 @@ fn role(arguments: &[OsString]) -> Option<Role> {
         "--keeper" => Some(Role::Keeper(inherited(2)?)),
         "--ssh" => Some(Role::Ssh),
         "--sftp" => Some(Role::Sftp),
+        "--archive" => Some(Role::Archive(arguments.get(2)?.into())),
+        "--unpack" => Some(Role::Unpack(arguments.get(2)?.into(), Unpacked::Into)),
+        "--unpack-file" => Some(Role::Unpack(arguments.get(2)?.into(), Unpacked::AsFile)),
+        "--hold" => Some(Role::Hold),
         "--agent" => Some(Role::Agent(inherited(2)?, text(3)?.parse().ok()?)),
         _ => process_arguments(&arguments[1..]).map(|(link, root)| Role::Process(link, root)),
     }

@@ -256,6 +256,24 @@ pub enum ExecCommand {
     LoginShell,
     /// The image's entrypoint (or this one) with this command (or the image's Cmd). With neither, the login shell.
     Image { entrypoint: Option<Vec<ArgBytes>>, command: Vec<ArgBytes> },
+    /// A tool of the agent's own: it needs no program of the image's. Runs as root; the image's settings mean nothing to it.
+    Tool(AgentTool),
+}
+
+/// What the agent can do by itself, in a process of its own. Append only.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AgentTool {
+    /// Writes the guest's root to stdout as a tar archive, without what is mounted on it (and with what lies beneath).
+    Archive,
+    /// Unpacks the tar archive on stdin.
+    Unpack {
+        /// Where; made if it is not there.
+        at: ArgBytes,
+        /// The archive's one file is to be `at` itself, unless a directory is there already.
+        as_file: bool,
+    },
+    /// Reads stdin to its end: keeps a VM that lives as long as its command.
+    Hold,
 }
 
 /// One argument: any bytes but NUL.

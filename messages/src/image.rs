@@ -23,6 +23,34 @@ pub struct ImageView {
     pub config: ImageConfig,
 }
 
+/// Everything about an image: what it is, where it came from, what it has in common with others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageDetails {
+    pub image: ImageView,
+    /// What the reference to a container image pointed to when it was pulled.
+    pub pulled_digest: Option<String>,
+    /// Digest of the image that it was made from by a commit or a build.
+    pub parent: Option<String>,
+    /// The file of a registered image, which is not banger's.
+    pub external: Option<String>,
+    /// Of a container image, the lowest first.
+    pub layers: Vec<LayerView>,
+    /// Bytes of the kept layers that another image of this host has too.
+    pub shared_bytes: u64,
+    /// Bytes of the kept layers that no other has.
+    pub own_bytes: u64,
+}
+
+/// A layer of a container image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerView {
+    pub digest: String,
+    /// Its size as it was fetched; `None` where it is not kept any more.
+    pub bytes: Option<u64>,
+    /// Other images of this host that have it.
+    pub shared_with: Vec<ImageName>,
+}
+
 /// How programs are run in an image, as its author meant.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

@@ -1,7 +1,8 @@
 //! The one message that a client sends to `bangerd`.
 
 use crate::guest::ExecSpec;
-use crate::ids::{Reference, RequestId, VmName, VmRef};
+use crate::ids::{ImageName, KernelName, Reference, RequestId, VmName, VmRef};
+use crate::image::ImageConfig;
 use crate::vm::{Readiness, VmSpec};
 use serde::{Deserialize, Serialize};
 
@@ -100,7 +101,7 @@ pub enum RequestBody {
     /// Reply: `Image`.
     PullImage {
         reference: Reference,
-        name: Option<crate::ids::ImageName>,
+        name: Option<ImageName>,
     },
     /// Reply: `Images`.
     ListImages,
@@ -142,6 +143,36 @@ pub enum RequestBody {
     },
     /// Reply: `Pruned`. Removes layers that were kept for the next pull; no image.
     PruneImages,
+    /// [`RequestBody::PullImage`], for the image to be booted with a certain kernel. Reply: `Image`.
+    PullImageFor {
+        reference: Reference,
+        name: Option<ImageName>,
+        kernel: KernelName,
+    },
+    /// Makes an image of a file that stays where it is. Reply: `Image`.
+    RegisterImage {
+        name: ImageName,
+        /// Absolute.
+        rootfs: String,
+        kernel: Option<KernelName>,
+    },
+    /// Copies a registered image's file into banger's own storage. Reply: `Image`.
+    PromoteImage {
+        image: Reference,
+    },
+    /// Makes an image of what a VM's root is now. Reply: `Image`.
+    CommitImage {
+        vm: VmRef,
+        name: ImageName,
+        /// How programs are run in it; as in the VM's own image where absent.
+        config: Option<ImageConfig>,
+        /// What `image show` names as its origin; the VM where absent.
+        source: Option<String>,
+    },
+    /// Reply: `ImageDetails`.
+    InspectImage {
+        image: Reference,
+    },
 }
 
 /// Which log of a VM.

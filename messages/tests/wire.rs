@@ -200,6 +200,25 @@ fn client_samples() -> Vec<Sample> {
         ),
         owned("request.connect_ssh", &request(RequestBody::ConnectSsh { vm: text("0a") })),
         owned("request.prune_images", &request(RequestBody::PruneImages)),
+        owned(
+            "request.pull_image_for",
+            &request(RequestBody::PullImageFor { reference: image(), name: None, kernel: text("k") }),
+        ),
+        owned(
+            "request.register_image",
+            &request(RequestBody::RegisterImage { name: text("a"), rootfs: "/r".into(), kernel: Some(text("k")) }),
+        ),
+        owned("request.promote_image", &request(RequestBody::PromoteImage { image: image() })),
+        owned(
+            "request.commit_image",
+            &request(RequestBody::CommitImage {
+                vm: text("0a"),
+                name: text("a"),
+                config: Some(ImageConfig::default()),
+                source: Some("build:b".into()),
+            }),
+        ),
+        owned("request.inspect_image", &request(RequestBody::InspectImage { image: image() })),
     ]
 }
 
@@ -251,6 +270,16 @@ fn server_samples() -> Vec<Sample> {
         dns: NamesView { names: 2, loopback: Ok("127.0.0.1:1".into()), bridge: Err("no".into()), routed: Ok(()) },
         rss_kib: 7,
     };
+    let layer = LayerView { digest: "sha256:1".into(), bytes: Some(4), shared_with: vec![text("b")] };
+    let details = ImageDetails {
+        image: image.clone(),
+        pulled_digest: Some("sha256:2".into()),
+        parent: None,
+        external: Some("/r".into()),
+        layers: vec![layer],
+        shared_bytes: 4,
+        own_bytes: 0,
+    };
     let progress =
         Progress { stage: Stage::Boot, detail: "d".into(), done: Some(1), total: None, elapsed_us: 2, finished: false };
     let (vm, name, operation) = (VmId([1; 8]), text::<VmName>("a"), OperationId([2; 8]));
@@ -280,6 +309,7 @@ fn server_samples() -> Vec<Sample> {
         owned("server.reply.detached", &reply(Reply::Detached { vm, name: name.clone(), operation })),
         owned("server.reply.connected", &reply(Reply::Connected { vm, name })),
         owned("server.reply.pruned", &reply(Reply::Pruned { bytes: 300 })),
+        owned("server.reply.image_details", &reply(Reply::ImageDetails(Box::new(details)))),
     ]
 }
 
@@ -337,6 +367,10 @@ fn guest_samples() -> Vec<Sample> {
         process: Some("nginx".into()),
         pid: Some(1),
     };
+    let tool = |tool| OperationFrame::Open {
+        operation: operation_id,
+        exec: Box::new(ExecSpec { command: ExecCommand::Tool(tool), ..exec() }),
+    };
     let question = |question| DaemonFrame::Call { call: 1, question };
     let answer = |result| AgentFrame::Answer { call: 1, result };
     vec![
@@ -370,6 +404,9 @@ fn guest_samples() -> Vec<Sample> {
             &question(GuestQuestion::SignalOperation { operation: operation_id, signal: 15 }),
         ),
         operation("operation.open", &OperationFrame::Open { operation: operation_id, exec: Box::new(exec()) }),
+        operation("operation.open.archive", &tool(AgentTool::Archive)),
+        operation("operation.open.unpack", &tool(AgentTool::Unpack { at: ArgBytes(b"/x".to_vec()), as_file: true })),
+        operation("operation.open.hold", &tool(AgentTool::Hold)),
         operation("operation.stdin", &OperationFrame::Stdin(b"in")),
         operation("operation.stdin_end", &OperationFrame::StdinEnd),
         operation("operation.resize", &OperationFrame::Resize(TerminalSize { rows: 1, columns: 2 })),

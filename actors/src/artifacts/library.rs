@@ -1,9 +1,10 @@
 //! Images and kernels as the server and the VMs see them: their requests, turned into messages to the two actors.
 
 use crate::images::Images;
+use crate::images::commit::CommitPlan;
 use crate::images::messages::{
-    AcquireImage, AcquiredImage, DeleteImage, ImageCatalog, ListImages, NoteImageUser, PruneLayers, PullImage,
-    ReleaseImage, ShowImage,
+    AcquireImage, AcquiredImage, CommitImage, DeleteImage, ImageCatalog, InspectImage, ListImages, NoteImageUser,
+    PromoteImage, PruneLayers, PullImage, RegisterImage, ReleaseImage, ShowImage,
 };
 use crate::kernels::Kernels;
 use crate::kernels::messages::{
@@ -20,6 +21,7 @@ use messages::image::{ImageView, KernelView};
 use messages::reply::{Progress, Reply};
 use messages::request::RequestBody;
 use messages::{ErrorKind, WireError};
+use std::os::fd::OwnedFd;
 use tokio::sync::mpsc;
 
 /// The two actors.
@@ -100,7 +102,7 @@ impl ArtifactLibrary {
     async fn present_image(&self, image: Reference, progress: mpsc::Sender<Progress>) -> Result<ImageView, WireError> {
         match ask(&self.images, ShowImage { name: image.to_string() }).await {
             Err(error) if error.kind == ErrorKind::NotFound => {
-                ask(&self.images, PullImage { reference: image, name: None, progress }).await
+                ask(&self.images, PullImage { reference: image, name: None, kernel: None, progress }).await
             }
             shown => shown,
         }
@@ -124,9 +126,10 @@ impl ArtifactLibrary {
         &self,
         reference: Reference,
         name: Option<ImageName>,
+        kernel: Option<KernelName>,
         progress: mpsc::Sender<Progress>,
     ) -> Result<ImageView, WireError> {
-        let view = ask(&self.images, PullImage { reference, name, progress: progress.clone() }).await?;
+        let view = ask(&self.images, PullImage { reference, name, kernel, progress: progress.clone() }).await?;
         self.present_kernel(as_reference(view.kernel.as_str())?, progress).await?;
         Ok(view)
     }
@@ -164,8 +167,21 @@ impl Library for ArtifactLibrary {
             match body {
                 RequestBody::ImageCatalog => ask(images, ImageCatalog).await.map(Reply::Catalog),
                 RequestBody::PullImage { reference, name } => {
-                    library.pull_image(reference, name, progress).await.map(Reply::Image)
+                    library.pull_image(reference, name, None, progress).await.map(Reply::Image)
                 }
+                RequestBody::PullImageFor { reference, name, kernel } => {
+                    library.pull_image(reference, name, Some(kernel), progress).await.map(Reply::Image)
+                }
+                RequestBody::RegisterImage { name, rootfs, kernel } => {
+                    let rootfs = rootfs.into();
+                    ask(images, RegisterImage { name, rootfs, kernel, progress }).await.map(Reply::Image)
+                }
+                RequestBody::PromoteImage { image } => {
+                    ask(images, PromoteImage { name: image.to_string(), progress }).await.map(Reply::Image)
+                }
+                RequestBody::InspectImage { image } => ask(images, InspectImage { name: image.to_string() })
+                    .await
+                    .map(|details| Reply::ImageDetails(Box::new(details))),
                 RequestBody::ListImages => ask(images, ListImages).await.map(Reply::Images),
                 RequestBody::ShowImage { image } => {
                     ask(images, ShowImage { name: image.to_string() }).await.map(Reply::Image)
@@ -188,6 +204,16 @@ impl Library for ArtifactLibrary {
                 other => Err(WireError::new(ErrorKind::Internal, format!("not about images or kernels: {other:?}"))),
             }
         })
+    }
+
+    fn commit(
+        &self,
+        plan: CommitPlan,
+        archive: OwnedFd,
+        progress: mpsc::Sender<Progress>,
+    ) -> BoxFuture<'static, Result<ImageView, WireError>> {
+        let images = self.images.clone();
+        Box::pin(async move { ask(&images, CommitImage { plan, archive, progress }).await })
     }
 
     fn counts(&self) -> BoxFuture<'static, (u32, u32)> {

@@ -8,7 +8,7 @@ use messages::{ErrorKind, WireError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
@@ -175,6 +175,21 @@ impl<R: Record> Shelf<R> {
         staging.publish(record.name())
     }
 
+    /// Replaces the record of one that is there: whoever reads it has the old one or the new one, also after a power cut.
+    ///
+    /// # Errors
+    /// When it is not there any more or the file system refuses.
+    pub fn rewrite(&self, record: &R) -> Result<(), ShelfError> {
+        let directory = self.path(record.name());
+        let path = directory.join(MANIFEST);
+        let failed = |source| ShelfError::io("write", &path, source);
+        let json = serde_json::to_vec_pretty(record).expect("records are made of strings and numbers");
+        let mut file = tempfile::NamedTempFile::new_in(&directory).map_err(failed)?;
+        file.write_all(&json).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
+        file.persist(&path).map_err(|error| failed(error.error))?;
+        staging::sync(&directory).map_err(failed)
+    }
+
     /// Bytes that one takes on disk.
     ///
     /// # Errors
@@ -236,6 +251,10 @@ mod tests {
         shelf.publish(staging, &record("one")).unwrap();
         assert_eq!(shelf.show("one").unwrap(), record("one"));
         assert_eq!(shelf.list().unwrap(), [record("one")]);
+        let changed = KernelRecord { source: "elsewhere".to_owned(), ..record("one") };
+        shelf.rewrite(&changed).unwrap();
+        assert_eq!(shelf.list().unwrap(), [changed]);
+        assert!(shelf.rewrite(&record("two")).is_err(), "there is none to replace");
         shelf.delete("one").unwrap();
         assert!(matches!(shelf.delete("one"), Err(ShelfError::NotFound { .. })));
         assert_eq!(fs::read_dir(shelf.directory()).unwrap().count(), 0);

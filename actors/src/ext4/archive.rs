@@ -58,6 +58,9 @@ struct Sparse {
     pieces: Vec<u64>,
 }
 
+/// Where the data of a sparse file lies in it: offsets and lengths.
+type Map = Vec<(u64, u64)>;
+
 /// An archive being read from front to back.
 pub(super) struct Archive<R> {
     inner: R,
@@ -176,7 +179,7 @@ impl<R: Read> Archive<R> {
     }
 
     /// Where the data of a sparse file lies, and how long the file is.
-    fn sparse(&mut self, header: &Header, sparse: &Sparse) -> io::Result<Option<(Vec<(u64, u64)>, u64)>> {
+    fn sparse(&mut self, header: &Header, sparse: &Sparse) -> io::Result<Option<(Map, u64)>> {
         let (map, size) = if header.entry_type() == EntryType::GNUSparse {
             let gnu = header.as_gnu().ok_or_else(|| bad("a sparse file without a GNU header"))?;
             (self.gnu_map(gnu)?, gnu.real_size()?)

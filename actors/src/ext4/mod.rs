@@ -7,11 +7,13 @@ pub mod disk;
 pub mod error;
 pub mod layer;
 pub mod spool;
+pub mod superblock;
 pub mod tarball;
 pub mod tree;
 
 pub use build::{Built, Label, build, build_as};
 pub use error::Ext4Error;
+pub use superblock::{Superblock, SuperblockError};
 pub use tree::{Meta, Tree};
 
 #[cfg(test)]

@@ -310,6 +310,30 @@ impl Tree {
         Ok(Some(bytes))
     }
 
+    /// Gives the regular file at `path` other contents, where there is one that holds at most `most` bytes. Owner, mode and
+    /// attributes stay.
+    ///
+    /// # Errors
+    /// When the path is no path, or contents cannot be read or kept.
+    pub fn rewrite(
+        &mut self,
+        path: &[u8],
+        most: u64,
+        change: impl FnOnce(Vec<u8>) -> Vec<u8>,
+    ) -> Result<(), Ext4Error> {
+        let Some(node) = self.find(path)? else { return Ok(()) };
+        if !matches!(&self.nodes[node].kind, Kind::File(spooled) if spooled.length <= most) {
+            return Ok(());
+        }
+        let Some(old) = self.contents(path)? else { return Ok(()) };
+        let new = change(old.clone());
+        if new != old {
+            let spooled = self.spools.first_mut().expect("created with its spool").append(&mut new.as_slice())?;
+            self.nodes[node].kind = Kind::File(spooled);
+        }
+        Ok(())
+    }
+
     /// The paths of all regular files, sorted within each directory.
     #[must_use]
     pub fn files(&self) -> Vec<String> {

@@ -6,10 +6,10 @@ use super::messages::{
 };
 use super::oci::newest;
 use super::{ImageError, ImageRecord, ImageStore, OciPull, Registries, oci, pull};
-use crate::artifacts::blocking;
 use crate::artifacts::flight::{Flight, Waiter};
 use crate::artifacts::shelf::Record;
 use crate::artifacts::users::Users;
+use crate::artifacts::{Cancel, Reporter, blocking};
 use crate::catalog::{Catalog, DebianImage, ImageSource};
 use crate::oci::reference::{canonical, distinct, parse};
 use crate::oci::{image_name, is_reference};
@@ -20,11 +20,12 @@ use actix::{
 };
 use messages::ids::{ImageName, KernelName};
 use messages::image::{CatalogEntry, ImageView};
-use messages::reply::Stage;
+use messages::reply::{Progress, Stage};
 use messages::{ErrorKind, WireError};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 
 /// Room for a burst of VM starts; pulls leave the mailbox at once.
 const MAILBOX: usize = 256;
@@ -44,7 +45,7 @@ pub struct ImagesConfig {
 /// This host's images. Start it under `actix::Supervisor`.
 #[derive(Debug)]
 pub struct Images {
-    config: ImagesConfig,
+    pub(super) config: ImagesConfig,
     /// By the name that the image gets.
     flights: HashMap<String, Underway>,
     users: Users,
@@ -93,7 +94,7 @@ impl Images {
         Ok(Self { config, flights: HashMap::new(), users: Users::default() })
     }
 
-    fn with_vms(&self, mut view: ImageView) -> ImageView {
+    pub(super) fn with_vms(&self, mut view: ImageView) -> ImageView {
         view.used_by = self.users.of(view.name.as_str());
         view
     }
@@ -117,43 +118,77 @@ impl Supervised for Images {
 impl Handler<PullImage> for Images {
     type Result = ResponseFuture<Result<ImageView, WireError>>;
 
-    fn handle(&mut self, PullImage { reference, name, progress }: PullImage, ctx: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, message: PullImage, ctx: &mut Self::Context) -> Self::Result {
+        let PullImage { reference, name, kernel, progress } = message;
         let started = guard(ctx, |_| -> Result<_, WireError> {
             self.flights.retain(|_, underway| !underway.flight.is_done());
-            let mut target = self.target(reference.as_str(), name).map_err(|error| WireError::from(&error))?;
+            let mut target = self.target(reference.as_str(), name, kernel).map_err(|error| WireError::from(&error))?;
             if let Some(waiter) = self.underway(&mut target).map_err(|error| WireError::from(&error))? {
                 return Ok(waiter);
             }
             Ok(self.start(target))
         });
+        self.landed(started, progress)
+    }
+}
+
+impl Images {
+    /// The image, once its flight has made it.
+    pub(super) fn landed(
+        &self,
+        started: Result<Waiter<ImageRecord>, WireError>,
+        progress: mpsc::Sender<Progress>,
+    ) -> ResponseFuture<Result<ImageView, WireError>> {
         let (store, runtime) = (self.config.store.clone(), self.config.runtime.clone());
         Box::pin(async move {
             let record = started?.wait(progress).await?;
             blocking(&runtime, move || store.view(&record, Vec::new()).map_err(|error| WireError::from(&error))).await
         })
     }
-}
 
-impl Images {
-    fn target(&self, reference: &str, chosen: Option<ImageName>) -> Result<Target, ImageError> {
-        let container =
-            |reference: &str, chosen: Option<ImageName>, default: Option<ImageName>, kernel: &KernelName| {
-                let reference = parse(reference)?;
-                let name = chosen.clone().or(default).unwrap_or_else(|| image_name(&reference));
-                let reference = canonical(&reference);
-                Ok(Target::Oci(OciPull { reference, name, chosen: chosen.is_some(), kernel: kernel.clone() }))
-            };
+    /// Starts work that makes or changes the image `name`, unless some is under way.
+    pub(super) fn fly(
+        &mut self,
+        name: &ImageName,
+        source: String,
+        work: impl FnOnce(&ImageStore, &Cancel, &Reporter) -> Result<ImageRecord, ImageError> + Send + 'static,
+    ) -> Result<Waiter<ImageRecord>, WireError> {
+        self.flights.retain(|_, underway| !underway.flight.is_done());
+        if self.flights.contains_key(name.as_str()) {
+            return Err(WireError::from(&ImageError::Busy { name: name.clone() }));
+        }
+        let store = self.config.store.clone();
+        let (flight, waiter) = Flight::start(&self.config.runtime, Stage::ImagePull, move |cancel, reporter| {
+            work(&store, cancel, reporter)
+        });
+        self.flights.insert(name.to_string(), Underway { source, flight });
+        Ok(waiter)
+    }
+
+    fn target(
+        &self,
+        reference: &str,
+        chosen: Option<ImageName>,
+        kernel: Option<KernelName>,
+    ) -> Result<Target, ImageError> {
+        let container = |reference: &str, default: Option<ImageName>, usual: &KernelName| {
+            let reference = parse(reference)?;
+            let name = chosen.clone().or(default).unwrap_or_else(|| image_name(&reference));
+            let reference = canonical(&reference);
+            let kernel = kernel.clone().unwrap_or_else(|| usual.clone());
+            Ok(Target::Oci(OciPull { reference, name, chosen: chosen.is_some(), kernel }))
+        };
         if is_reference(reference) {
-            return container(reference, chosen, None, &self.config.registries.kernel);
+            return container(reference, None, &self.config.registries.kernel);
         }
         let entry = self.config.catalog.image(reference)?;
         match &entry.source {
-            ImageSource::Oci(oci) => container(&oci.reference, chosen, Some(entry.name.clone()), &entry.kernel),
+            ImageSource::Oci(oci) => container(&oci.reference, Some(entry.name.clone()), &entry.kernel),
             ImageSource::Debian(debian) => Ok(Target::Debian {
                 entry: entry.name.clone(),
                 debian: debian.clone(),
-                kernel: entry.kernel.clone(),
-                name: chosen.unwrap_or_else(|| entry.name.clone()),
+                kernel: kernel.clone().unwrap_or_else(|| entry.kernel.clone()),
+                name: chosen.clone().unwrap_or_else(|| entry.name.clone()),
             }),
         }
     }
@@ -190,7 +225,7 @@ impl Images {
 }
 
 /// The image that a user means: by its name, or by the reference that it was pulled from.
-fn meant(store: &ImageStore, asked: &str) -> Result<ImageRecord, ImageError> {
+pub(super) fn meant(store: &ImageStore, asked: &str) -> Result<ImageRecord, ImageError> {
     if is_reference(asked)
         && let Some(record) = newest(store, &canonical(&parse(asked)?))?
     {
@@ -278,7 +313,8 @@ impl Handler<AcquireImage> for Images {
         let name = image.clone();
         let found = blocking(&self.config.runtime, move || {
             let record = store.show(name.as_str()).map_err(|error| WireError::from(&error))?;
-            Ok(AcquiredImage { rootfs: store.rootfs(&record.name), record })
+            let rootfs = store.rootfs(&record).map_err(|error| WireError::from(&error))?;
+            Ok(AcquiredImage { rootfs, record })
         });
         Box::pin(found.into_actor(self).map(move |found, actor, _| {
             if found.as_ref().is_err_and(|error: &WireError| error.kind == ErrorKind::NotFound) {

@@ -1,8 +1,9 @@
 //! What can go wrong with images.
 
+use super::commit::CommitError;
 use crate::artifacts::{DebianError, NpmError, ShelfError, StagingError};
 use crate::catalog::CatalogError;
-use crate::ext4::Ext4Error;
+use crate::ext4::{Ext4Error, SuperblockError};
 use crate::oci::OciError;
 use messages::ids::ImageName;
 use messages::{ErrorKind, WireError};
@@ -28,12 +29,47 @@ pub enum ImageError {
     Oci(#[from] OciError),
     #[error("an image called `{name}` is here, and is another one")]
     Taken { name: ImageName },
+    #[error("image `{name}` is being made or changed just now")]
+    Busy { name: ImageName },
+    #[error("the file of image `{name}`, `{}`, is not the one that was registered: {problem}", path.display())]
+    Changed { name: ImageName, path: PathBuf, problem: String },
+    #[error("`{}` cannot be an image", path.display())]
+    Unfit {
+        path: PathBuf,
+        #[source]
+        source: Unfit,
+    },
+    #[error("image `{name}` is in banger's storage already")]
+    Promoted { name: ImageName },
+    #[error(transparent)]
+    Committed(#[from] CommitError),
+    #[error("failed to set up the connection to the guest")]
+    Stream(#[source] io::Error),
+    #[error("cancelled: nobody waits for it any more")]
+    Cancelled,
     #[error("failed to read back `{}`", path.display())]
     ReadBack {
         path: PathBuf,
         #[source]
         source: io::Error,
     },
+}
+
+/// Why a file cannot be an image.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfit {
+    #[error("its path is not absolute")]
+    Relative,
+    #[error(transparent)]
+    File(#[from] io::Error),
+    #[error(transparent)]
+    FileSystem(#[from] SuperblockError),
+    #[error("its journal has not been replayed: it was not unmounted cleanly, or is mounted now")]
+    Unclean,
+    #[error("its file system is damaged")]
+    Damaged,
+    #[error("it changed while it was read")]
+    Changing,
 }
 
 impl From<&ImageError> for WireError {
@@ -48,7 +84,23 @@ impl From<&ImageError> for WireError {
             ImageError::Oci(cause) => Self::from(cause),
             ImageError::Taken { name } => Self::from_error(ErrorKind::Conflict, error)
                 .hint(format!("choose another name with `--name`, or remove it with `banger image delete {name}`")),
-            ImageError::ReadBack { .. } => Self::from_error(ErrorKind::Host, error),
+            ImageError::Busy { .. } => Self::from_error(ErrorKind::Conflict, error).hint("wait for that to end"),
+            ImageError::Changed { name, .. } => Self::from_error(ErrorKind::Conflict, error).hint(format!(
+                "put the old file back, or `banger image delete {name}` and register the new one under another name"
+            )),
+            ImageError::Unfit { path, source } => {
+                let wire = Self::from_error(ErrorKind::Usage, error);
+                match source {
+                    Unfit::Unclean | Unfit::Damaged => {
+                        wire.hint(format!("unmount it, and let `e2fsck -f {}` repair it", path.display()))
+                    }
+                    _ => wire,
+                }
+            }
+            ImageError::Promoted { .. } => Self::from_error(ErrorKind::Conflict, error),
+            ImageError::Committed(cause) => Self::from(cause),
+            ImageError::Cancelled => Self::from_error(ErrorKind::Cancelled, error),
+            ImageError::Stream(_) | ImageError::ReadBack { .. } => Self::from_error(ErrorKind::Host, error),
         }
     }
 }

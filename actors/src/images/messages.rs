@@ -1,12 +1,14 @@
 //! What the [`super::actor::Images`] actor is asked.
 
 use super::ImageRecord;
+use super::commit::CommitPlan;
 use actix::Message;
 use messages::WireError;
-use messages::ids::{ImageName, Reference, VmId};
-use messages::image::{CatalogEntry, ImageView};
+use messages::ids::{ImageName, KernelName, Reference, VmId};
+use messages::image::{CatalogEntry, ImageDetails, ImageView};
 use messages::reply::Progress;
 use messages::request::Force;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use tokio::sync::mpsc;
 
@@ -17,6 +19,8 @@ pub struct PullImage {
     pub reference: Reference,
     /// The name it gets on this host; the catalog's where there is none.
     pub name: Option<ImageName>,
+    /// What it is booted with; the catalog's where there is none.
+    pub kernel: Option<KernelName>,
     pub progress: mpsc::Sender<Progress>,
 }
 
@@ -35,6 +39,42 @@ pub struct ListImages;
 #[rtype(result = "Result<ImageView, WireError>")]
 pub struct ShowImage {
     pub name: String,
+}
+
+/// Everything about one image.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<ImageDetails, WireError>")]
+pub struct InspectImage {
+    pub name: String,
+}
+
+/// Makes an image of a file that stays where it is.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<ImageView, WireError>")]
+pub struct RegisterImage {
+    pub name: ImageName,
+    pub rootfs: PathBuf,
+    /// The default one where there is none.
+    pub kernel: Option<KernelName>,
+    pub progress: mpsc::Sender<Progress>,
+}
+
+/// Copies a registered image's file into our storage.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<ImageView, WireError>")]
+pub struct PromoteImage {
+    pub name: String,
+    pub progress: mpsc::Sender<Progress>,
+}
+
+/// Makes an image of what a VM's agent sends.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<ImageView, WireError>")]
+pub struct CommitImage {
+    pub plan: CommitPlan,
+    /// The socket of an archive operation.
+    pub archive: OwnedFd,
+    pub progress: mpsc::Sender<Progress>,
 }
 
 /// Removes an image, also one that is used if forced.

@@ -116,6 +116,8 @@ pub fn pull(
         config: resolved.config,
         pulled_digest: Some(resolved.digest),
         layers: resolved.layers.into_iter().map(|layer| layer.digest).collect(),
+        parent: None,
+        external: None,
     };
     reporter.step("writing it to disk");
     store.publish(staging, &record)?;

@@ -78,6 +78,8 @@ pub fn pull(
         config: debian.config(),
         pulled_digest: None,
         layers: Vec::new(),
+        parent: None,
+        external: None,
     };
     reporter.step("writing it to disk");
     store.publish(staging, &record)?;

@@ -13,15 +13,18 @@ use std::time::SystemTime;
 
 const PARTIAL: &str = ".partial";
 
+/// Held across a download, which a message to an actor cannot be.
+#[expect(clippy::disallowed_types, reason = "held by tasks while they wait; a dropped pull lets go by itself")]
+type Lock = tokio::sync::Mutex<()>;
+
 /// One directory of blobs. Clones are the same one.
 #[derive(Debug, Clone)]
 pub struct BlobCache {
     directory: PathBuf,
     /// Most bytes that are kept; no bound where absent.
     max_bytes: Option<u64>,
-    /// Whoever fetches a blob holds its lock: two pulls that share a layer fetch it once. Held by tasks, across a download,
-    /// so no actor's to hand out; a dropped pull lets go by itself.
-    locks: Arc<Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>>,
+    /// Whoever fetches a blob holds its lock: two pulls that share a layer fetch it once.
+    locks: Arc<Mutex<HashMap<String, Weak<Lock>>>>,
 }
 
 /// A blob's file.
@@ -40,14 +43,14 @@ impl BlobCache {
         Self { directory: directory.into(), max_bytes, locks: Arc::default() }
     }
 
-    pub(super) fn lock(&self, digest: &str) -> Arc<tokio::sync::Mutex<()>> {
+    pub(super) fn lock(&self, digest: &str) -> Arc<Lock> {
         // A map of names: a panic elsewhere cannot have left it half-changed.
         let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
         locks.retain(|_, lock| lock.strong_count() > 0);
         if let Some(lock) = locks.get(digest).and_then(Weak::upgrade) {
             return lock;
         }
-        let lock = Arc::new(tokio::sync::Mutex::new(()));
+        let lock = Arc::new(Lock::new(()));
         locks.insert(digest.to_owned(), Arc::downgrade(&lock));
         lock
     }
@@ -86,6 +89,12 @@ impl BlobCache {
                 tracing::warn!(path = %path.display(), %error, "cannot remove a blob");
             }
         }
+    }
+
+    /// Bytes of a blob that is here whole.
+    #[must_use]
+    pub fn size(&self, digest: &str) -> Option<u64> {
+        fs::metadata(self.path(digest)).ok().filter(fs::Metadata::is_file).map(|metadata| metadata.len())
     }
 
     /// Removes the blobs that were of no use for longest until the rest fits the bound.

@@ -23,7 +23,7 @@ fn registry(hub: &Hub, reference: &str) -> Registry {
 
 /// Bytes that do not repeat.
 fn noise(length: usize) -> Vec<u8> {
-    (0..length as u32).flat_map(|index| index.wrapping_mul(2_654_435_761).to_le_bytes()).take(length).collect()
+    (0_u32..).flat_map(|index| index.wrapping_mul(2_654_435_761).to_le_bytes()).take(length).collect()
 }
 
 /// Fetches a blob while somebody follows it.

@@ -1,10 +1,13 @@
 //! What the server needs of images and kernels, as one trait: the tests have none on disk.
 
+use crate::images::commit::CommitPlan;
 use futures::future::BoxFuture;
 use messages::WireError;
 use messages::ids::{ImageName, KernelName, Reference};
+use messages::image::ImageView;
 use messages::reply::{Progress, Reply};
 use messages::request::RequestBody;
+use std::os::fd::OwnedFd;
 use tokio::sync::mpsc;
 
 /// An image and a kernel that are present.
@@ -30,6 +33,14 @@ pub trait Library: Send + Sync + 'static {
         body: RequestBody,
         progress: mpsc::Sender<Progress>,
     ) -> BoxFuture<'static, Result<Reply, WireError>>;
+
+    /// Makes an image of what the guest sends on the socket of an archive operation.
+    fn commit(
+        &self,
+        plan: CommitPlan,
+        archive: OwnedFd,
+        progress: mpsc::Sender<Progress>,
+    ) -> BoxFuture<'static, Result<ImageView, WireError>>;
 
     /// How many images and kernels are present.
     fn counts(&self) -> BoxFuture<'static, (u32, u32)>;

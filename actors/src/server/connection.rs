@@ -1,7 +1,7 @@
 //! One connection: hello, one request, progress, one reply. Ends on the first thing that is not that.
 
 use super::context::{Answer, ServerContext};
-use super::{daemon, fleet, run};
+use super::{commit, daemon, fleet, run};
 use actors_sys::fd_stream::FdStream;
 use link::frames::{FrameReader, ReadError, send_hello};
 use messages::error::{ErrorKind, WireError};
@@ -163,6 +163,11 @@ const fn name(body: &RequestBody) -> &'static str {
         RequestBody::ShowImage { .. } => "image show",
         RequestBody::DeleteImage { .. } => "image delete",
         RequestBody::PruneImages => "image prune",
+        RequestBody::PullImageFor { .. } => "image pull",
+        RequestBody::RegisterImage { .. } => "image register",
+        RequestBody::PromoteImage { .. } => "image promote",
+        RequestBody::CommitImage { .. } => "image commit",
+        RequestBody::InspectImage { .. } => "image show",
         RequestBody::KernelCatalog => "kernel catalog",
         RequestBody::PullKernel { .. } => "kernel pull",
         RequestBody::ListKernels => "kernel list",
@@ -209,12 +214,19 @@ async fn dispatch(context: Arc<ServerContext>, request: Request, client: Client)
         RequestBody::WaitVm { vm, level, timeout_ms } => {
             fleet::wait(&context, vm, level, timeout_ms, &client).await.map(Answer::from)
         }
+        RequestBody::CommitImage { vm, name, config, source } => {
+            commit::commit(&context, commit::Commit { vm, name, config, source }, &client).await.map(Answer::from)
+        }
         body @ (RequestBody::ImageCatalog
         | RequestBody::PullImage { .. }
         | RequestBody::ListImages
         | RequestBody::ShowImage { .. }
         | RequestBody::DeleteImage { .. }
         | RequestBody::PruneImages
+        | RequestBody::PullImageFor { .. }
+        | RequestBody::RegisterImage { .. }
+        | RequestBody::PromoteImage { .. }
+        | RequestBody::InspectImage { .. }
         | RequestBody::KernelCatalog
         | RequestBody::PullKernel { .. }
         | RequestBody::ListKernels

@@ -4,6 +4,7 @@
 //! holds up nothing. The server knows who may ask whom; what is done is the actors' business.
 
 mod artifacts;
+mod commit;
 mod connection;
 mod context;
 mod daemon;

@@ -140,6 +140,14 @@ fn operation_id(request: RequestId) -> OperationId {
     OperationId(bytes)
 }
 
+/// An operation that no request is repeated for.
+pub(super) fn fresh_operation() -> Result<OperationId, WireError> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| WireError::new(ErrorKind::Host, format!("the kernel gives no entropy: {error}")))?;
+    Ok(OperationId(bytes))
+}
+
 /// A VM that is up, or on its way.
 async fn awake(context: &ServerContext, vm: &VmRef) -> Result<(Handle, u64), WireError> {
     let handle = get(context, vm, false).await?;
@@ -166,10 +174,7 @@ pub(super) async fn exec(
     let (mut handle, attempt) = awake(context, &vm).await?;
     let level = wait.unwrap_or(Readiness::Agent);
     ready(context, &mut handle, attempt, level, None, &client.gone).await?;
-    let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes)
-        .map_err(|error| WireError::new(ErrorKind::Host, format!("the kernel gives no entropy: {error}")))?;
-    attach(context, &handle, OperationId(bytes), exec, false).await
+    attach(context, &handle, fresh_operation()?, exec, false).await
 }
 
 /// A connection to the guest's SSH server. The agent takes it early, and holds it until there is a server.

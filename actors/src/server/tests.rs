@@ -3,6 +3,7 @@
 use super::*;
 use crate::config::Config;
 use crate::host::HostFacts;
+use crate::images::commit::CommitPlan;
 use crate::paths::Paths;
 use crate::registry::{Registry, RegistryContext};
 use crate::store::Store;
@@ -16,10 +17,12 @@ use messages::error::{ErrorKind, WireError};
 use messages::frame::{GENERATION, Hello, MAGIC};
 use messages::guest::{ExecCommand, ExecSpec, OnDisconnect};
 use messages::ids::{Reference, RequestId};
+use messages::image::ImageView;
 use messages::limits::{CONTROL_FRAME_MAX, HELLO_FRAME_MAX};
 use messages::reply::{NamesView, Progress, Reply, ServerFrame, Stage};
 use messages::request::{Force, Request, RequestBody};
 use messages::vm::{Lifetime, NetworkMode, Readiness, VmSpec, VmState};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -53,6 +56,16 @@ impl Library for FakeLibrary {
 
     fn request(&self, _: RequestBody, _: mpsc::Sender<Progress>) -> BoxFuture<'static, Result<Reply, WireError>> {
         Box::pin(std::future::ready(Ok(Reply::Images(vec![]))))
+    }
+
+    fn commit(
+        &self,
+        plan: CommitPlan,
+        _: OwnedFd,
+        _: mpsc::Sender<Progress>,
+    ) -> BoxFuture<'static, Result<ImageView, WireError>> {
+        let made = WireError::new(ErrorKind::Conflict, format!("asked for {} of {}", plan.name, plan.source));
+        Box::pin(std::future::ready(Err(made)))
     }
 
     fn counts(&self) -> BoxFuture<'static, (u32, u32)> {

@@ -2,7 +2,7 @@
 
 use super::sources::{ArtifactSource, TapSource};
 use crate::agent_link::{self, AgentLink};
-use crate::ext4::disk;
+use crate::ext4::{Superblock, disk};
 use crate::paths::Paths;
 use crate::ssh::{KeyPlace, probe};
 use crate::vm::ports::{Adopted, Artifacts, LaunchPlan, Link, LinkEvent, Ports, TapGrant, Vmm as VmmHandle, VmmExit};
@@ -13,7 +13,7 @@ use messages::guest::{AgentFrame, DaemonFrame, ExecSpec, GuestAnswer, GuestQuest
 use messages::ids::{BootNonce, ImageName, KernelName, OperationId, VmId, VmName};
 use messages::privileged::TapNumber;
 use messages::vm::{NetAllow, SshPublicKey};
-use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -27,10 +27,6 @@ use tokio::task::spawn_blocking;
 const DISK: &str = "disk.ext4";
 /// How much of a console is kept, in bytes.
 const CONSOLE_KEEP: u64 = 4 << 20;
-/// ext4's superblock: where it begins, and where in it the magic number and the UUID are (kernel documentation, ext4).
-const SUPERBLOCK: u64 = 1024;
-const MAGIC: std::ops::Range<usize> = 0x38..0x3a;
-const UUID: std::ops::Range<usize> = 0x68..0x78;
 
 /// From the first byte to the proof of the managed key. Generous: a guest that is just starting its sshd makes us wait.
 const SSH_HANDSHAKE: Duration = Duration::from_secs(60);
@@ -72,17 +68,17 @@ impl HostPorts {
     }
 }
 
-/// The UUID of the file system in a disk that is there already.
-fn disk_uuid(path: &Path) -> io::Result<String> {
-    let mut file = std::fs::File::open(path)?;
-    let mut superblock = [0; 0x78];
-    file.seek(SeekFrom::Start(SUPERBLOCK))?;
-    file.read_exact(&mut superblock)?;
-    if superblock[MAGIC] != [0x53, 0xef] {
-        return Err(io::Error::other("there is no ext4 in it"));
+/// The UUID of the file system in a disk that is there already; `None` where there is no disk.
+fn disk_uuid(path: &Path) -> Result<Option<String>, WireError> {
+    let unreadable = |error: &(dyn std::error::Error + 'static)| host_error("the VM's disk cannot be read", error);
+    match std::fs::File::open(path) {
+        Ok(file) => {
+            let superblock = Superblock::read(&file).map_err(|error| unreadable(&error))?;
+            Ok(Some(superblock.uuid.hyphenated().to_string()))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(unreadable(&error)),
     }
-    let uuid = uuid::Uuid::from_slice(&superblock[UUID]).map_err(io::Error::other)?;
-    Ok(uuid.hyphenated().to_string())
 }
 
 impl Ports for HostPorts {
@@ -128,13 +124,12 @@ impl Ports for HostPorts {
         let path = self.paths.vm_dir(vm).join(DISK);
         let templates = self.paths.templates_dir();
         Box::pin(blocking("make the VM's disk", move || {
-            let uuid = match disk_uuid(&path) {
-                Ok(uuid) => uuid,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => disk::create_disk(&templates, &path, bytes)
+            let uuid = match disk_uuid(&path)? {
+                Some(uuid) => uuid,
+                None => disk::create_disk(&templates, &path, bytes)
                     .map_err(|error| host_error("failed to make the VM's disk", &error))?
                     .hyphenated()
                     .to_string(),
-                Err(error) => return Err(host_error("the VM's disk cannot be read", &error)),
             };
             Ok((path, uuid))
         }))

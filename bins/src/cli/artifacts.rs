@@ -1,21 +1,28 @@
 //! `banger image …` and `banger kernel …`: ask, then print.
 
-use super::args::{ImageCommand, KernelCommand};
+use super::args::{DeleteImagesArgs, ImageCommand, KernelCommand, PullImageArgs};
 use super::client::{Client, unexpected};
 use super::failure::{Failure, Outcome};
 use super::output::error_value;
-use super::{human, json, table};
-use messages::image::{CatalogEntry, ImageView, KernelView};
+use super::{build, human, json, table};
+use messages::error::ErrorKind;
+use messages::ids::Reference;
+use messages::image::{CatalogEntry, ImageDetails, ImageView, KernelView};
 use messages::reply::Reply;
 use messages::request::{Force, RequestBody};
 use serde_json::{Value, json as value_of};
+use std::path::Path;
 
 /// Runs one `image` command.
 pub(super) async fn image(client: &Client, command: ImageCommand) -> Outcome {
     match command {
         ImageCommand::Catalog => catalog(client, RequestBody::ImageCatalog).await,
         ImageCommand::Pull(args) => {
-            let body = RequestBody::PullImage { reference: args.reference, name: args.name };
+            let PullImageArgs { reference, name, kernel_ref } = args;
+            let body = match kernel_ref {
+                Some(kernel) => RequestBody::PullImageFor { reference, name, kernel },
+                None => RequestBody::PullImage { reference, name },
+            };
             match client.ask(body).await? {
                 Reply::Image(view) => pulled(client, view.name.as_str(), &json::image(&view)),
                 other => Err(unexpected(&other)),
@@ -29,14 +36,26 @@ pub(super) async fn image(client: &Client, command: ImageCommand) -> Outcome {
             }
             other => Err(unexpected(&other)),
         },
-        ImageCommand::Show { image } => match client.ask(RequestBody::ShowImage { image }).await? {
-            Reply::Image(view) => show(client, &json::image(&view), &image_details(&view)),
+        ImageCommand::Show { image } => match client.ask(RequestBody::InspectImage { image }).await? {
+            Reply::ImageDetails(details) => show(client, &json::image_details(&details), &image_details(&details)),
             other => Err(unexpected(&other)),
         },
-        ImageCommand::Delete { images } => {
-            let bodies = images
-                .into_iter()
-                .map(|image| (image.to_string(), RequestBody::DeleteImage { image, force: Force::No }));
+        ImageCommand::Register(args) => {
+            let rootfs = absolute(&args.rootfs)?;
+            let body = RequestBody::RegisterImage { name: args.name, rootfs, kernel: args.kernel_ref };
+            made(client, body).await
+        }
+        ImageCommand::Promote { image } => made(client, RequestBody::PromoteImage { image }).await,
+        ImageCommand::Build(args) => build::run(client, args).await,
+        ImageCommand::Commit { vm, name } => {
+            made(client, RequestBody::CommitImage { vm, name, config: None, source: None }).await
+        }
+        ImageCommand::Delete(DeleteImagesArgs { images, force }) => {
+            if force {
+                warn_users(client, &images).await?;
+            }
+            let force = if force { Force::Yes } else { Force::No };
+            let bodies = images.into_iter().map(|image| (image.to_string(), RequestBody::DeleteImage { image, force }));
             delete(client, bodies.collect()).await
         }
         ImageCommand::Prune => match client.ask(RequestBody::PruneImages).await? {
@@ -82,6 +101,42 @@ pub(super) async fn kernel(client: &Client, command: KernelCommand) -> Outcome {
     }
 }
 
+/// Says which VMs lose what they were made from.
+async fn warn_users(client: &Client, images: &[Reference]) -> Result<(), Failure> {
+    for image in images {
+        match client.ask(RequestBody::ShowImage { image: image.clone() }).await {
+            Ok(Reply::Image(view)) if !view.used_by.is_empty() => client.output.warn(&format!(
+                "{} cannot be started again without image `{image}`; their disks stay",
+                view.used_by.join(", ")
+            )),
+            Ok(Reply::Image(_)) => {}
+            Ok(other) => return Err(unexpected(&other)),
+            // What cannot be shown, the deletion says more about.
+            Err(Failure::Error(_)) => {}
+            Err(other) => return Err(other),
+        }
+    }
+    Ok(())
+}
+
+/// A request that an image comes of.
+async fn made(client: &Client, body: RequestBody) -> Outcome {
+    match client.ask(body).await? {
+        Reply::Image(view) => pulled(client, view.name.as_str(), &json::image(&view)),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// A path that means the same to the daemon, which runs in another directory.
+fn absolute(path: &Path) -> Result<String, Failure> {
+    let absolute = std::path::absolute(path)
+        .map_err(|error| Failure::io(ErrorKind::Usage, format!("`{}` is no path", path.display()), &error))?;
+    absolute
+        .into_os_string()
+        .into_string()
+        .map_err(|path| Failure::usage(format!("the path `{}` is not UTF-8", path.display())))
+}
+
 async fn catalog(client: &Client, body: RequestBody) -> Outcome {
     match client.ask(body).await? {
         Reply::Catalog(entries) => {
@@ -119,7 +174,7 @@ async fn delete(client: &Client, bodies: Vec<(String, RequestBody)>) -> Outcome 
     first.map_or(Ok(0), |code| Err(Failure::Said(code)))
 }
 
-fn pulled(client: &Client, name: &str, value: &serde_json::Value) -> Outcome {
+pub(super) fn pulled(client: &Client, name: &str, value: &serde_json::Value) -> Outcome {
     if client.output.json {
         client.output.value(value)?
     } else {
@@ -188,7 +243,8 @@ fn kernel_row(view: &KernelView) -> Vec<String> {
     ]
 }
 
-fn image_details(view: &ImageView) -> Vec<(&'static str, String)> {
+fn image_details(details: &ImageDetails) -> Vec<(&'static str, String)> {
+    let view = &details.image;
     let config = &view.config;
     let mut rows = vec![
         ("name", view.name.to_string()),
@@ -201,12 +257,28 @@ fn image_details(view: &ImageView) -> Vec<(&'static str, String)> {
         ("used by", used_by(&view.used_by)),
     ];
     let mut push = |key, value: Option<String>| rows.extend(value.map(|value| (key, value)));
+    push("file", details.external.clone());
+    push("pulled as", details.pulled_digest.clone());
+    push("made from", details.parent.clone());
+    push("layers", (!details.layers.is_empty()).then(|| layers(details)));
     push("entrypoint", (!config.entrypoint.is_empty()).then(|| config.entrypoint.join(" ")));
     push("command", (!config.cmd.is_empty()).then(|| config.cmd.join(" ")));
     push("environment", (!config.env.is_empty()).then(|| config.env.join(" ")));
     push("workdir", config.workdir.clone());
     push("user", config.user.clone());
     rows
+}
+
+fn layers(details: &ImageDetails) -> String {
+    let shared = details.layers.iter().filter(|layer| !layer.shared_with.is_empty()).count();
+    let count = details.layers.len();
+    let kept = human::size(details.own_bytes + details.shared_bytes);
+    let common = if shared == 0 {
+        "none of another image's".to_owned()
+    } else {
+        format!("{shared} ({}) also of another image's", human::size(details.shared_bytes))
+    };
+    format!("{count}, {common}; {kept} of them kept for the next pull")
 }
 
 fn kernel_details(view: &KernelView) -> Vec<(&'static str, String)> {

@@ -2,7 +2,7 @@
 
 use actors::ssh::host_key;
 use messages::guest::{GuestPorts, GuestStats};
-use messages::image::{CatalogEntry, ImageView, KernelView};
+use messages::image::{CatalogEntry, ImageDetails, ImageView, KernelView, LayerView};
 use messages::reply::{DaemonStatus, VmOutcome};
 use messages::vm::{SshPublicKey, VmSize, VmView};
 use serde_json::{Map, Value, json};
@@ -81,6 +81,20 @@ pub(super) fn image(view: &ImageView) -> Value {
         "used_by": view.used_by,
         "config": view.config,
     })
+}
+
+/// Everything about an image.
+pub(super) fn image_details(details: &ImageDetails) -> Value {
+    let mut value = image(&details.image);
+    let layer =
+        |layer: &LayerView| json!({ "digest": layer.digest, "bytes": layer.bytes, "shared_with": layer.shared_with });
+    value["pulled_digest"] = json!(details.pulled_digest);
+    value["parent"] = json!(details.parent);
+    value["external"] = json!(details.external);
+    value["layers"] = details.layers.iter().map(layer).collect();
+    value["shared_bytes"] = json!(details.shared_bytes);
+    value["own_bytes"] = json!(details.own_bytes);
+    value
 }
 
 /// One kernel.

@@ -6,6 +6,7 @@ mod args;
 mod artifacts;
 mod attach;
 mod autostart;
+mod build;
 mod client;
 mod completion;
 mod config;

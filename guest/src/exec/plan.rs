@@ -4,9 +4,10 @@
 use crate::sys::Identity;
 use crate::users::{Account, Database, UserError};
 use messages::error::{ErrorKind, WireError};
-use messages::guest::{ArgBytes, ExecCommand, ExecSpec};
+use messages::guest::{AgentTool, ArgBytes, ExecCommand, ExecSpec};
 use messages::image::ImageConfig;
 use messages::limits::LIST_MAX;
+use nix::unistd::{Gid, Uid};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,6 +15,8 @@ use std::path::{Path, PathBuf};
 
 /// Where programs are looked for when neither image nor request says so.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// This program, also where its file is long gone with the initramfs.
+const OWN_PROGRAM: &str = "/proc/self/exe";
 /// What a terminal is when the request does not say.
 const DEFAULT_TERM: &str = "xterm-256color";
 
@@ -83,12 +86,15 @@ impl PlanError {
 /// [`PlanError`].
 pub fn plan(exec: &ExecSpec, config: &ImageConfig, place: &Place) -> Result<Plan, PlanError> {
     check(exec)?;
+    if let ExecCommand::Tool(tool) = &exec.command {
+        return Ok(own(tool, place));
+    }
     let account = account(exec, config, place)?;
     let environment = environment(exec, config, &account, place);
     let directory = directory(exec, config, &account, place)?;
     let command = match &exec.command {
         ExecCommand::Argv(argv) => argv.iter().map(os_string).collect(),
-        ExecCommand::LoginShell => Vec::new(),
+        ExecCommand::LoginShell | ExecCommand::Tool(_) => Vec::new(),
         ExecCommand::Image { entrypoint, command } => image_command(entrypoint.as_deref(), command, config),
     };
     let (program, argv0, arguments) = match command.split_first() {
@@ -109,10 +115,40 @@ pub fn plan(exec: &ExecSpec, config: &ImageConfig, place: &Place) -> Result<Plan
     Ok(Plan { program, argv0, arguments, environment, directory, identity })
 }
 
+/// The agent itself, as root of the place; `main` knows the arguments.
+fn own(tool: &AgentTool, place: &Place) -> Plan {
+    let (root, identity) = match place {
+        Place::Guest => {
+            (Path::new("/"), Some(Identity { uid: Uid::from_raw(0), gid: Gid::from_raw(0), groups: Vec::new() }))
+        }
+        Place::Process { directory } => (directory.as_path(), None),
+    };
+    let mut arguments: Vec<OsString> = Vec::new();
+    match tool {
+        AgentTool::Archive => arguments.extend(["--archive".into(), root.into()]),
+        AgentTool::Unpack { at, as_file } => {
+            // In the process machine a path is meant from its directory.
+            let at = PathBuf::from(os_string(at));
+            let at = root.join(at.strip_prefix("/").unwrap_or(&at));
+            arguments.extend([if *as_file { "--unpack-file" } else { "--unpack" }.into(), at.into()]);
+        }
+        AgentTool::Hold => arguments.push("--hold".into()),
+    }
+    Plan {
+        program: OWN_PROGRAM.into(),
+        argv0: "banger-agent".into(),
+        arguments,
+        environment: Vec::new(),
+        directory: root.to_owned(),
+        identity,
+    }
+}
+
 fn check(exec: &ExecSpec) -> Result<(), PlanError> {
     let lists: Vec<&[ArgBytes]> = match &exec.command {
         ExecCommand::Argv(argv) => vec![argv],
-        ExecCommand::LoginShell => Vec::new(),
+        ExecCommand::Tool(AgentTool::Unpack { at, .. }) => vec![std::slice::from_ref(at)],
+        ExecCommand::LoginShell | ExecCommand::Tool(_) => Vec::new(),
         ExecCommand::Image { entrypoint, command } => vec![entrypoint.as_deref().unwrap_or_default(), command],
     };
     for list in lists {
@@ -307,6 +343,23 @@ mod tests {
         let plan = plan(&spec, &config, &here()).unwrap();
         assert_eq!((value(&plan, "A"), value(&plan, "B")), (Some("image"), Some("request")));
         assert!(value(&plan, "HOME").is_some() && value(&plan, "TERM").is_none());
+    }
+
+    #[test]
+    fn tools_are_this_program_whatever_the_image_says() {
+        let config =
+            ImageConfig { user: Some("nobody-knows".into()), workdir: Some("/gone".into()), ..ImageConfig::default() };
+        let tool = AgentTool::Unpack { at: ArgBytes(b"/etc/x".to_vec()), as_file: true };
+        let plan = plan(&exec(ExecCommand::Tool(tool)), &config, &here()).unwrap();
+        assert_eq!(plan.program, Path::new("/proc/self/exe"));
+        assert_eq!(plan.arguments, [OsString::from("--unpack-file"), std::env::temp_dir().join("etc/x").into()]);
+        let guest = own(&AgentTool::Archive, &Place::Guest);
+        assert_eq!(
+            (guest.arguments.as_slice(), guest.identity.unwrap().uid),
+            (["--archive".into(), "/".into()].as_slice(), Uid::from_raw(0))
+        );
+        let nul = AgentTool::Unpack { at: ArgBytes(b"/\0".to_vec()), as_file: false };
+        assert!(super::plan(&exec(ExecCommand::Tool(nul)), &config, &here()).is_err());
     }
 
     #[test]

@@ -3,5 +3,6 @@
 mod bad_input;
 mod daemon;
 mod exec;
+mod images;
 mod ssh;
 mod vms;

@@ -4,6 +4,7 @@ mod artifacts;
 mod daemon;
 mod docker;
 mod faults;
+mod images;
 mod isolation;
 mod lifecycle;
 pub(crate) mod names;
@@ -46,6 +47,7 @@ pub(crate) const ALL: &[(&str, Code)] = &[
     ("two-instances", isolation::two_instances),
     ("no-helper", network::no_helper),
     ("ssh", ssh::ssh),
+    ("image-build", images::build),
     ("oci", oci::boot),
     ("oci-exact", oci::exact),
     ("daemon-killed", daemon::killed),

@@ -25,6 +25,8 @@ const IMAGES: u64 = 40;
 const SEED: u64 = 0x0ba9_6e4d;
 /// Every so many, the registry gets zstd instead of gzip, which umoci cannot read.
 const ZSTD_EVERY: u64 = 4;
+/// The one that also becomes a guest's root.
+const COMMITTED: u64 = 1;
 const SHOWN: usize = 20;
 /// banger's exit code for what is not there (docs/errors.md).
 const NOT_FOUND: i32 = 201;
@@ -181,6 +183,9 @@ fn compared(case: &Case<'_>, registry: &Registry) -> Outcome {
         let expected = listing::of(&bundle.join("rootfs"))?;
         let ours = mounted(case, &rootfs, &registry.directory.join("mnt"))?;
         different.extend(listing::differences(&expected, &ours).into_iter().map(|line| format!("{name}: {line}")));
+        if number == COMMITTED {
+            different.extend(committed(case, &format!("{name}-1"), &ours, &registry.directory.join("mnt"))?);
+        }
         case.ok(&["image", "delete", &format!("{name}-1")])?;
         fs::remove_dir_all(&bundle)?;
         fs::remove_dir_all(layout.path())?;
@@ -192,6 +197,23 @@ fn compared(case: &Case<'_>, registry: &Registry) -> Outcome {
     }
     let shown: Vec<&str> = different.iter().take(SHOWN).map(String::as_str).collect();
     failed(format!("{} differences:\n{}", different.len(), shown.join("\n")))
+}
+
+/// The same files, once a guest has had them for its root and an image was made of that.
+fn committed(case: &Case<'_>, image: &str, before: &listing::Listing, at: &Path) -> Result<Vec<String>, Stop> {
+    let (vm, made) = (case.vm(), format!("{image}-back"));
+    case.ok(&["vm", "create", "--name", &vm, "--net", "none", "--image", image, "--wait", "agent"])?;
+    case.ok(&["image", "commit", &vm, "--name", &made])?;
+    case.ok(&["vm", "delete", "--force", &vm])?;
+    let rootfs = case.world.state.join("images").join(&made).join("rootfs.ext4");
+    tool(case, &["e2fsck", "-fn", &rootfs.display().to_string()])?;
+    let mut after = mounted(case, &rootfs, at)?;
+    // The guest has made directories of its own beside them, and so touched the root.
+    after.retain(|path, _| !path.is_empty() && before.contains_key(path));
+    let before = before.iter().filter(|(path, _)| !path.is_empty()).map(|(path, line)| (path.clone(), line.clone()));
+    let different = listing::differences(&before.collect(), &after);
+    case.ok(&["image", "delete", &made])?;
+    Ok(different.into_iter().map(|line| format!("{made}: {line}")).collect())
 }
 
 /// What the kernel itself reads from the file.

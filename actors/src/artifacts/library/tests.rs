@@ -51,6 +51,8 @@ fn images(directory: &Path) -> ImageStore {
         config: ImageConfig::default(),
         pulled_digest: None,
         layers: Vec::new(),
+        parent: None,
+        external: None,
     };
     store.publish(staging, &record).unwrap();
     store

@@ -87,7 +87,7 @@ impl Place {
     }
 
     fn rootfs(&self, record: &ImageRecord) -> std::path::PathBuf {
-        self.store().rootfs(&record.name)
+        self.store().rootfs(record).unwrap()
     }
 
     /// Nothing but the images that are named, and no half of one.

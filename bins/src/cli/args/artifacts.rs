@@ -1,7 +1,10 @@
 //! Flags of `banger image` and `banger kernel`.
 
+use crate::cli::parse;
 use clap::{Args, Subcommand};
-use messages::ids::{ImageName, Reference};
+use messages::ids::{ImageName, KernelName, Reference, VmRef};
+use messages::vm::NetworkMode;
+use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum ImageCommand {
@@ -16,12 +19,34 @@ pub(in crate::cli) enum ImageCommand {
         /// Its name.
         image: Reference,
     },
-    /// Delete images that no VM uses.
-    Delete {
-        /// Their names.
-        #[arg(required = true, value_name = "IMAGE")]
-        images: Vec<Reference>,
+    /// Use an ext4 file of your own as an image, where it is.
+    ///
+    /// VMs only read it. It must not be written to from then on: a VM's disk lies over it block for block, and a start refuses
+    /// a file that has changed.
+    Register(RegisterImageArgs),
+    /// Copy a registered image's file into banger's own storage.
+    Promote {
+        /// Its name.
+        image: Reference,
     },
+    /// Build an image: run a script or the steps of a Containerfile in a VM made from another one.
+    ///
+    /// Of a Containerfile: FROM, RUN, COPY, ENV, WORKDIR, USER, CMD and ENTRYPOINT. The VM is gone when the build ends, in
+    /// whatever way.
+    Build(BuildImageArgs),
+    /// Make an image of what a VM's file system is now.
+    ///
+    /// A VM that runs keeps running, and files that are written meanwhile may be torn; one that is stopped is started for it
+    /// and stopped again. What is mounted in the guest stays out, and so do the VM's name, keys and machine id.
+    Commit {
+        /// A name, an id or a unique prefix of an id.
+        vm: VmRef,
+        /// The image's name.
+        #[arg(long)]
+        name: ImageName,
+    },
+    /// Delete images that no VM uses.
+    Delete(DeleteImagesArgs),
     /// Remove the layers of container images that are kept for the next pull; images stay.
     Prune,
 }
@@ -34,6 +59,64 @@ pub(in crate::cli) struct PullImageArgs {
     /// The name to keep it under. The catalog's when absent, or made of the reference's: alpine-3.20.
     #[arg(long)]
     pub(in crate::cli) name: Option<ImageName>,
+    /// The kernel to boot it with, pulled with it. The catalog's, or the default one, when absent.
+    #[arg(long, value_name = "KERNEL")]
+    pub(in crate::cli) kernel_ref: Option<KernelName>,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct RegisterImageArgs {
+    /// The image's name.
+    #[arg(long)]
+    pub(in crate::cli) name: ImageName,
+    /// A file with an ext4 file system that nobody has mounted.
+    #[arg(long, value_name = "FILE")]
+    pub(in crate::cli) rootfs: PathBuf,
+    /// The kernel to boot it with. The default one when absent.
+    #[arg(long, value_name = "KERNEL")]
+    pub(in crate::cli) kernel_ref: Option<KernelName>,
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("recipe").required(true).args(["script", "file"])))]
+pub(in crate::cli) struct BuildImageArgs {
+    /// The new image's name.
+    #[arg(long)]
+    pub(in crate::cli) name: ImageName,
+    /// The image to begin with. A Containerfile's FROM when absent.
+    #[arg(long, value_name = "IMAGE", required_unless_present = "file")]
+    pub(in crate::cli) from: Option<Reference>,
+    /// A script to run as root: by its `#!` line, else by `/bin/sh -e`.
+    #[arg(long, value_name = "FILE")]
+    pub(in crate::cli) script: Option<PathBuf>,
+    /// A Containerfile.
+    #[arg(long, value_name = "FILE")]
+    pub(in crate::cli) file: Option<PathBuf>,
+    /// The directory that COPY takes files from. The Containerfile's when absent.
+    #[arg(long, value_name = "DIR", conflicts_with = "script")]
+    pub(in crate::cli) context: Option<PathBuf>,
+    /// Virtual CPUs of the VM that it is built in.
+    #[arg(long, value_name = "N", value_parser = parse::vcpus)]
+    pub(in crate::cli) vcpu: Option<u8>,
+    /// Its memory: `512M`, `2G`.
+    #[arg(long, value_name = "SIZE", value_parser = parse::memory_mib)]
+    pub(in crate::cli) memory: Option<u32>,
+    /// Size of its disk.
+    #[arg(long, value_name = "SIZE", value_parser = parse::disk_bytes)]
+    pub(in crate::cli) disk_size: Option<u64>,
+    /// Its network: `nat` or `none`.
+    #[arg(long, value_name = "MODE", value_parser = parse::network, default_value = "nat")]
+    pub(in crate::cli) net: NetworkMode,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct DeleteImagesArgs {
+    /// Their names.
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(in crate::cli) images: Vec<Reference>,
+    /// Also those that VMs use: such a VM runs on, and cannot be started again once it has stopped.
+    #[arg(short, long)]
+    pub(in crate::cli) force: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -6,7 +6,7 @@ mod artifacts;
 mod daemon;
 mod vm;
 
-pub(super) use artifacts::{ImageCommand, KernelCommand};
+pub(super) use artifacts::{BuildImageArgs, DeleteImagesArgs, ImageCommand, KernelCommand, PullImageArgs};
 pub(super) use daemon::{ConfigCommand, DaemonCommand, DaemonStartArgs, OwnerArgs, RootCommand};
 pub(super) use vm::{
     CreateArgs, DeleteArgs, ExecArgs, ListArgs, LogsArgs, RunArgs, SpecArgs, SshArgs, VmCommand, VmFilter,

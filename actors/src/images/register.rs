@@ -1,0 +1,148 @@
+//! Images of file systems that users made themselves: used where they are, until they are promoted to files of ours.
+
+use super::error::Unfit;
+use super::store::{External, ROOTFS};
+use super::{ImageError, ImageRecord, ImageStore};
+use crate::artifacts::staging::{StagingError, sync};
+use crate::artifacts::{Cancel, Reporter, Staging, now_ms};
+use crate::ext4::Superblock;
+use crate::ext4::disk::copy_sparse;
+use messages::ids::{ImageName, KernelName};
+use messages::image::ImageConfig;
+use sha2::{Digest, Sha256};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::Path;
+
+/// How often, in bytes, a long read is told of.
+const REPORT_EVERY: u64 = 64 << 20;
+
+/// Makes an image of the file at `path`, which stays where it is. Blocks; `cancel` ends it.
+///
+/// # Errors
+/// When the name is taken, or the file is no whole and clean ext4 file system; nothing is left behind then.
+pub fn register(
+    store: &ImageStore,
+    name: &ImageName,
+    path: &Path,
+    kernel: &KernelName,
+    cancel: &Cancel,
+    reporter: &Reporter,
+) -> Result<ImageRecord, ImageError> {
+    check_free(store, name)?;
+    let unfit = |source: Unfit| ImageError::Unfit { path: path.to_owned(), source };
+    if !path.is_absolute() {
+        return Err(unfit(Unfit::Relative));
+    }
+    let external = External::of(path).map_err(|error| unfit(error.into()))?;
+    let file = File::open(path).map_err(|error| unfit(error.into()))?;
+    let superblock = fit(&file).map_err(unfit)?;
+    let digest = digest(file, external.length, cancel, reporter).map_err(|error| unfit(error.into()))?;
+    let digest = digest.ok_or(ImageError::Cancelled)?;
+    if External::of(path).ok().as_ref() != Some(&external) {
+        return Err(unfit(Unfit::Changing));
+    }
+    let record = ImageRecord {
+        name: name.clone(),
+        digest,
+        size_bytes: external.length,
+        uuid: superblock.uuid,
+        kernel: kernel.clone(),
+        source: path.display().to_string(),
+        created_at_ms: now_ms(),
+        config: ImageConfig::default(),
+        pulled_digest: None,
+        layers: Vec::new(),
+        parent: None,
+        external: Some(external),
+    };
+    store.publish(Staging::create(store.directory(), name.as_str())?, &record)?;
+    reporter.finished(format!("{name} registered"));
+    Ok(record)
+}
+
+/// Copies a registered image's file into our storage. VMs that run keep the file that they have; the next start takes ours,
+/// which holds the same. Blocks.
+///
+/// # Errors
+/// When it is ours already, has changed since, or cannot be copied; the image stays as it was then.
+pub fn promote(
+    store: &ImageStore,
+    record: ImageRecord,
+    cancel: &Cancel,
+    reporter: &Reporter,
+) -> Result<ImageRecord, ImageError> {
+    if record.external.is_none() {
+        return Err(ImageError::Promoted { name: record.name });
+    }
+    let original = store.rootfs(&record)?;
+    let staging = Staging::create(store.directory(), record.name.as_str())?;
+    let copy = staging.path().join(ROOTFS);
+    reporter.step("copying it");
+    copy_sparse(&original, &copy)?;
+    let read_back = |source: io::Error| ImageError::ReadBack { path: copy.clone(), source };
+    let file = File::open(&copy).map_err(read_back)?;
+    let digest = digest(file, record.size_bytes, cancel, reporter).map_err(read_back)?;
+    if digest.ok_or(ImageError::Cancelled)? != record.digest {
+        return Err(ImageError::Unfit { path: original, source: Unfit::Changing });
+    }
+    reporter.step("writing it to disk");
+    let directory = store.path(record.name.as_str());
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| StagingError::Sync { path, source }
+    };
+    sync(&copy).map_err(failed(&copy))?;
+    // The record still names the original: one file more in the directory changes nothing until it does not.
+    fs::rename(&copy, directory.join(ROOTFS)).map_err(failed(&directory))?;
+    sync(&directory).map_err(failed(&directory))?;
+    let record = ImageRecord { external: None, ..record };
+    store.rewrite(&record)?;
+    reporter.finished(format!("{} is banger's own now", record.name));
+    Ok(record)
+}
+
+/// A name that a new image can have.
+///
+/// # Errors
+/// When there is one of that name, damaged or not.
+pub(super) fn check_free(store: &ImageStore, name: &ImageName) -> Result<(), ImageError> {
+    if store.path(name.as_str()).exists() { Err(ImageError::Taken { name: name.clone() }) } else { Ok(()) }
+}
+
+/// A file system that can be mounted read-only: nobody could replay its journal.
+fn fit(file: &File) -> Result<Superblock, Unfit> {
+    let superblock = Superblock::read(file)?;
+    match superblock {
+        Superblock { needs_recovery: true, .. } => Err(Unfit::Unclean),
+        Superblock { has_errors: true, .. } => Err(Unfit::Damaged),
+        superblock => Ok(superblock),
+    }
+}
+
+/// `sha256:…` of a file; `None` where it was cancelled.
+pub(super) fn digest(mut file: File, total: u64, cancel: &Cancel, reporter: &Reporter) -> io::Result<Option<String>> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    let (mut done, mut told) = (0, 0);
+    reporter.amount("reckoning its digest", 0, Some(total));
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(Some(format!("sha256:{}", hex::encode(hash.finalize())))),
+            count => {
+                hash.update(&buffer[..count]);
+                done += count as u64;
+            }
+        }
+        if cancel.is_cancelled() {
+            return Ok(None);
+        }
+        if done - told >= REPORT_EVERY {
+            told = done;
+            reporter.amount("reckoning its digest", done, Some(total));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

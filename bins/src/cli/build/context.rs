@@ -1,0 +1,211 @@
+//! Packs what COPY names into a tar archive. Nothing outside of the context directory is read.
+
+use glob::MatchOptions;
+use std::fs::{self, File, Metadata};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Component, Path, PathBuf};
+
+/// Why something cannot be copied.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ContextError {
+    #[error("`{0}` leads out of the context directory")]
+    Outside(String),
+    #[error("`{0}` matches nothing in the context directory")]
+    Missing(String),
+    #[error("`{0}` is no pattern")]
+    Pattern(String),
+    #[error("`{}` is neither file, directory nor symbolic link", .0.display())]
+    Kind(PathBuf),
+    #[error("failed to read `{}`", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("failed to pack the files")]
+    Pack(#[source] io::Error),
+}
+
+/// How files are to be in the image.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Marks {
+    /// User and group; root when absent.
+    pub(super) owner: Option<(u64, u64)>,
+    /// Of files and directories; their own when absent.
+    pub(super) mode: Option<u32>,
+}
+
+/// What was packed.
+#[derive(Debug)]
+pub(super) struct Packed {
+    /// At its beginning.
+    pub(super) archive: File,
+    /// One file, and nothing else.
+    pub(super) one_file: bool,
+}
+
+/// Packs `sources`, paths or patterns below `directory`: files by their names, directories' contents without theirs.
+pub(super) fn pack(directory: &Path, sources: &[String], marks: Marks) -> Result<Packed, ContextError> {
+    let archive = tempfile::tempfile().map_err(ContextError::Pack)?;
+    let mut packer = Packer { builder: tar::Builder::new(archive), marks };
+    packer.builder.follow_symlinks(false);
+    let mut files = 0;
+    let mut directories = 0;
+    for source in sources {
+        for path in matches(directory, source)? {
+            // One that is named itself is followed, as Docker does; links below a directory stay links.
+            let metadata = inside(directory, &path, source)?;
+            if metadata.is_dir() {
+                directories += 1;
+                packer.contents(&path, Path::new(""))?;
+            } else {
+                files += 1;
+                let name = path.file_name().map(PathBuf::from).unwrap_or_default();
+                packer.file(&path, &name, &metadata)?;
+            }
+        }
+    }
+    let mut archive = packer.builder.into_inner().map_err(ContextError::Pack)?;
+    archive.flush().and_then(|()| io::Seek::rewind(&mut archive)).map_err(ContextError::Pack)?;
+    Ok(Packed { archive, one_file: files == 1 && directories == 0 })
+}
+
+fn matches(directory: &Path, source: &str) -> Result<Vec<PathBuf>, ContextError> {
+    let relative = Path::new(source.trim_start_matches('/'));
+    if relative.components().any(|component| matches!(component, Component::ParentDir)) {
+        return Err(ContextError::Outside(source.to_owned()));
+    }
+    let literal = directory.join(relative);
+    if literal.symlink_metadata().is_ok() {
+        return Ok(vec![literal]);
+    }
+    let pattern = Path::new(&glob::Pattern::escape(&directory.to_string_lossy())).join(relative);
+    let options = MatchOptions { require_literal_separator: true, ..MatchOptions::default() };
+    let found = glob::glob_with(&pattern.to_string_lossy(), options)
+        .map_err(|_| ContextError::Pattern(source.to_owned()))?
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| ContextError::Read { path: error.path().to_owned(), source: error.into() })?;
+    if found.is_empty() { Err(ContextError::Missing(source.to_owned())) } else { Ok(found) }
+}
+
+/// What is at the path, links followed, and not to a place outside.
+fn inside(directory: &Path, path: &Path, source: &str) -> Result<Metadata, ContextError> {
+    let read = |path: &Path| {
+        let path = path.to_owned();
+        move |source| ContextError::Read { path, source }
+    };
+    let (real, root) = (path.canonicalize().map_err(read(path))?, directory.canonicalize().map_err(read(directory))?);
+    if !real.starts_with(root) {
+        return Err(ContextError::Outside(source.to_owned()));
+    }
+    fs::metadata(path).map_err(read(path))
+}
+
+struct Packer {
+    builder: tar::Builder<File>,
+    marks: Marks,
+}
+
+impl Packer {
+    /// Everything below the directory `path`, as `name/…`.
+    fn contents(&mut self, path: &Path, name: &Path) -> Result<(), ContextError> {
+        let read = |source| ContextError::Read { path: path.to_owned(), source };
+        let mut entries: Vec<_> = fs::read_dir(path).and_then(Iterator::collect).map_err(read)?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let (path, name) = (entry.path(), name.join(entry.file_name()));
+            let metadata = entry.metadata().map_err(|source| ContextError::Read { path: path.clone(), source })?;
+            if metadata.is_dir() {
+                let mut header = self.header(&metadata, tar::EntryType::Directory);
+                self.builder.append_data(&mut header, &name, io::empty()).map_err(ContextError::Pack)?;
+                self.contents(&path, &name)?;
+            } else if metadata.is_symlink() {
+                let target = fs::read_link(&path).map_err(|source| ContextError::Read { path, source })?;
+                let mut header = self.header(&metadata, tar::EntryType::Symlink);
+                self.builder.append_link(&mut header, &name, &target).map_err(ContextError::Pack)?;
+            } else {
+                self.file(&path, &name, &metadata)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, path: &Path, name: &Path, metadata: &Metadata) -> Result<(), ContextError> {
+        if !metadata.is_file() {
+            return Err(ContextError::Kind(path.to_owned()));
+        }
+        let file = File::open(path).map_err(|source| ContextError::Read { path: path.to_owned(), source })?;
+        let mut header = self.header(metadata, tar::EntryType::Regular);
+        header.set_size(metadata.len());
+        // One that shrinks meanwhile would shift everything behind it.
+        let padded = io::Read::take(io::Read::chain(file, io::repeat(0)), metadata.len());
+        self.builder.append_data(&mut header, name, padded).map_err(ContextError::Pack)
+    }
+
+    fn header(&self, metadata: &Metadata, kind: tar::EntryType) -> tar::Header {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(self.marks.mode.unwrap_or_else(|| metadata.permissions().mode() & 0o7777));
+        let (user, group) = self.marks.owner.unwrap_or((0, 0));
+        header.set_uid(user);
+        header.set_gid(group);
+        header.set_size(0);
+        header.set_mtime(u64::try_from(metadata.mtime()).unwrap_or(0));
+        header
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(packed: Packed) -> Vec<String> {
+        let mut archive = tar::Archive::new(packed.archive);
+        archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string()).collect()
+    }
+
+    fn context() -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir_all(directory.path().join("src/deep")).unwrap();
+        for (name, text) in [("one.txt", "1"), ("two.txt", "2"), ("src/main.c", "m"), ("src/deep/x", "x")] {
+            fs::write(directory.path().join(name), text).unwrap();
+        }
+        std::os::unix::fs::symlink("main.c", directory.path().join("src/link")).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", directory.path().join("escape")).unwrap();
+        directory
+    }
+
+    fn packed(directory: &Path, sources: &[&str]) -> Result<Packed, ContextError> {
+        let sources: Vec<String> = sources.iter().map(|source| (*source).to_owned()).collect();
+        pack(directory, &sources, Marks::default())
+    }
+
+    #[test]
+    fn files_keep_their_names_and_directories_give_their_contents() {
+        let context = context();
+        let one = packed(context.path(), &["one.txt"]).unwrap();
+        assert!(one.one_file);
+        assert_eq!(names(one), ["one.txt"]);
+        let many = packed(context.path(), &["*.txt", "src"]).unwrap();
+        assert!(!many.one_file);
+        assert_eq!(names(many), ["one.txt", "two.txt", "deep", "deep/x", "link", "main.c"]);
+        assert_eq!(names(packed(context.path(), &["/src/./main.c"]).unwrap()), ["main.c"]);
+    }
+
+    #[test]
+    fn owner_and_mode_are_what_was_asked_for() {
+        let context = context();
+        let marks = Marks { owner: Some((7, 8)), mode: Some(0o711) };
+        let packed = pack(context.path(), &["one.txt".to_owned()], marks).unwrap();
+        let mut archive = tar::Archive::new(packed.archive);
+        let entry = archive.entries().unwrap().next().unwrap().unwrap();
+        let header = entry.header();
+        assert_eq!((header.uid().unwrap(), header.gid().unwrap(), header.mode().unwrap()), (7, 8, 0o711));
+    }
+
+    #[test]
+    fn nothing_outside_is_read() {
+        let context = context();
+        assert!(matches!(packed(context.path(), &["../x"]), Err(ContextError::Outside(_))));
+        assert!(matches!(packed(context.path(), &["escape"]), Err(ContextError::Outside(_))));
+        assert!(matches!(packed(context.path(), &["none*"]), Err(ContextError::Missing(_))));
+        assert!(matches!(packed(context.path(), &["a[b"]), Err(ContextError::Pattern(_))));
+    }
+}

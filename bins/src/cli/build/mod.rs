@@ -1,0 +1,303 @@
+//! `banger image build`: steps run in a VM that is made for them, and what its root is then becomes the image.
+//!
+//! ```text
+//!   Containerfile or script ─▶ steps ─▶ an ephemeral VM, held by an operation of ours ─▶ each step an operation ─▶ commit
+//! ```
+//! However this ends, the VM ends with the operation that holds it: there is nothing to clean up.
+
+mod containerfile;
+mod context;
+mod operation;
+mod words;
+
+use super::args::BuildImageArgs;
+use super::client::{Absent, Answer, Client, unexpected};
+use super::failure::{Failure, Outcome};
+use super::{artifacts, json};
+use containerfile::{Action, Recipe, Step};
+use context::Marks;
+use messages::error::{ErrorKind, WireError};
+use messages::guest::{AgentTool, ArgBytes, ExecCommand, ExecSpec, ExitStatus, OnDisconnect};
+use messages::ids::{ImageName, Reference, VmRef};
+use messages::image::ImageConfig;
+use messages::reply::Reply;
+use messages::request::RequestBody;
+use messages::vm::{Lifetime, Readiness, RestartPolicy, VmSpec};
+use serde_json::json as value_of;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// Where a script lies while it runs: in memory, so it never gets into the image.
+const SCRIPT: &str = "/run/banger-build-script";
+/// A longer one is not a script, in bytes.
+const SOURCE_MAX: u64 = 1 << 20;
+
+/// Builds an image.
+pub(super) async fn run(client: &Client, args: BuildImageArgs) -> Outcome {
+    // Everything that can be found wrong without a VM.
+    let plan = Plan::read(&args)?;
+    if let Some(here) = existing(client, &args.name).await? {
+        return Err(Failure::new(ErrorKind::Conflict, format!("an image called `{here}` is here already"))
+            .hint(format!("choose another name, or remove it with `banger image delete {here}`")));
+    }
+    let spec = VmSpec {
+        name: None,
+        image: Some(plan.from.clone()),
+        kernel: None,
+        vcpus: args.vcpu,
+        memory_mib: args.memory,
+        disk_bytes: args.disk_size,
+        network: args.net,
+        net_allow: Vec::new(),
+        labels: vec![("banger.build".to_owned(), args.name.to_string())],
+        restart: RestartPolicy::No,
+        lifetime: Lifetime::Ephemeral,
+    };
+    let exec = exec(ExecCommand::Tool(AgentTool::Hold), true);
+    let body = RequestBody::RunVm { spec, wait: Some(Readiness::System), exec, timeout_ms: None };
+    let (vm, held) = match client.call(Absent::Start, body).await? {
+        Answer { reply: Reply::Attached { vm, .. }, descriptor: Some(socket) } => (vm, operation::stream(socket)?),
+        Answer { reply, .. } => return Err(unexpected(&reply)),
+    };
+    let vm: VmRef = vm.to_string().parse().map_err(|error| Failure::io_only(ErrorKind::Internal, &error))?;
+    let mut build = Build { client, vm, config: base_config(client, &plan.from).await?, context: plan.context };
+    let count = plan.steps.len();
+    for (index, step) in plan.steps.iter().enumerate() {
+        if client.output.json {
+            client.output.event(&value_of!({ "event": "step", "number": index + 1, "of": count, "text": step.text }));
+        } else {
+            client.output.remark(&format!("step {} of {count}: {}", index + 1, step.text));
+        }
+        build.step(step).await.map_err(|failure| of_line(failure, step))?;
+    }
+    let body = RequestBody::CommitImage {
+        vm: build.vm,
+        name: args.name,
+        config: Some(build.config),
+        source: Some(format!("build:{}", plan.from)),
+    };
+    let reply = client.ask(body).await?;
+    // From here on the VM may go.
+    drop(held);
+    match reply {
+        Reply::Image(view) => artifacts::pulled(client, view.name.as_str(), &json::image(&view)),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// What is to be done, checked as far as that is possible from here.
+struct Plan {
+    from: Reference,
+    steps: Vec<Step>,
+    context: PathBuf,
+}
+
+impl Plan {
+    fn read(args: &BuildImageArgs) -> Result<Self, Failure> {
+        let source = |path: &Path| {
+            let read = || -> std::io::Result<String> {
+                if std::fs::metadata(path)?.len() > SOURCE_MAX {
+                    return Err(std::io::Error::other(format!("it has more than {SOURCE_MAX} bytes")));
+                }
+                std::fs::read_to_string(path)
+            };
+            read()
+                .map_err(|error| Failure::io(ErrorKind::Usage, format!("failed to read `{}`", path.display()), &error))
+        };
+        let (from, steps, path) = match (&args.file, &args.script) {
+            (Some(file), None) => {
+                let Recipe { from, steps } = containerfile::parse(&source(file)?).map_err(|error| {
+                    Failure::io(ErrorKind::Usage, format!("`{}` cannot be built", file.display()), &error)
+                })?;
+                let named = from.parse().map_err(|error| Failure::io_only(ErrorKind::Usage, &error))?;
+                (args.from.clone().unwrap_or(named), steps, file)
+            }
+            (None, Some(script)) => {
+                let from = args.from.clone().ok_or_else(|| Failure::usage("`--script` needs `--from IMAGE`"))?;
+                let interpreted = source(script)?.starts_with("#!");
+                (from, script_steps(script, interpreted), script)
+            }
+            _ => return Err(Failure::usage("give either `--file CONTAINERFILE` or `--script FILE`")),
+        };
+        let context = match &args.context {
+            Some(context) => context.clone(),
+            None => path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned(),
+        };
+        if !context.is_dir() {
+            return Err(Failure::usage(format!("the context `{}` is not a directory", context.display())));
+        }
+        Ok(Self { from, steps, context })
+    }
+}
+
+/// A script is copied in and run. Without a first line of its own it is one for the shell, and ends at its first error.
+fn script_steps(script: &Path, interpreted: bool) -> Vec<Step> {
+    let name = script.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let argv: &[&str] = if interpreted { &[SCRIPT] } else { &["/bin/sh", "-e", SCRIPT] };
+    let copy = Action::Copy {
+        sources: vec![glob::Pattern::escape(&name)],
+        destination: SCRIPT.to_owned(),
+        owner: None,
+        mode: Some(0o755),
+    };
+    let run = Action::Run(argv.iter().map(|word| (*word).to_owned()).collect());
+    [(copy, format!("copy {name}")), (run, format!("run {name}"))]
+        .into_iter()
+        .map(|(action, text)| Step { line: 0, text, action })
+        .collect()
+}
+
+async fn existing(client: &Client, name: &ImageName) -> Result<Option<ImageName>, Failure> {
+    let image = name.as_str().parse().map_err(|error| Failure::io_only(ErrorKind::Internal, &error))?;
+    match client.ask(RequestBody::ShowImage { image }).await {
+        Ok(Reply::Image(view)) => Ok(Some(view.name)),
+        Ok(other) => Err(unexpected(&other)),
+        Err(Failure::Error(error)) if error.kind == ErrorKind::NotFound => Ok(None),
+        Err(other) => Err(other),
+    }
+}
+
+async fn base_config(client: &Client, from: &Reference) -> Result<ImageConfig, Failure> {
+    match client.ask(RequestBody::ShowImage { image: from.clone() }).await? {
+        Reply::Image(view) => Ok(view.config),
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn exec(command: ExecCommand, stdin: bool) -> ExecSpec {
+    ExecSpec {
+        command,
+        env: Vec::new(),
+        workdir: None,
+        user: None,
+        terminal: None,
+        stdin,
+        on_disconnect: OnDisconnect::Kill,
+    }
+}
+
+/// Where in the Containerfile it went wrong.
+fn of_line(failure: Failure, step: &Step) -> Failure {
+    let place = if step.line > 0 { format!("line {}: `{}`", step.line, step.text) } else { format!("`{}`", step.text) };
+    match failure {
+        Failure::Error(error) if error.kind != ErrorKind::Cancelled => {
+            Failure::Error(Box::new(error.context(format!("{place} failed, and no image was made"))))
+        }
+        other => other,
+    }
+}
+
+/// The VM, and how programs will be run in the image.
+struct Build<'a> {
+    client: &'a Client,
+    vm: VmRef,
+    config: ImageConfig,
+    context: PathBuf,
+}
+
+impl Build<'_> {
+    async fn step(&mut self, step: &Step) -> Result<(), Failure> {
+        match &step.action {
+            Action::Run(argv) => {
+                let argv = argv.iter().map(|word| ArgBytes(word.clone().into_bytes())).collect();
+                let spec = ExecSpec {
+                    env: self.variables(),
+                    workdir: self.config.workdir.clone(),
+                    user: self.config.user.clone(),
+                    ..exec(ExecCommand::Argv(argv), false)
+                };
+                self.operation(spec, None).await
+            }
+            Action::Copy { sources, destination, owner, mode } => {
+                let sources = sources.iter().map(|source| self.expand(source)).collect::<Result<Vec<_>, _>>()?;
+                let destination = self.expand(destination)?;
+                self.copy(&sources, &destination, Marks { owner: *owner, mode: *mode }).await
+            }
+            Action::Env(text) => {
+                let pairs = containerfile::assignments(text, &|name| variable(&self.config, name)).map_err(usage)?;
+                for (name, value) in pairs {
+                    if name.is_empty() {
+                        return Err(Failure::usage("a variable has no name"));
+                    }
+                    let prefix = format!("{name}=");
+                    self.config.env.retain(|old| !old.starts_with(&prefix));
+                    self.config.env.push(format!("{prefix}{value}"));
+                }
+                Ok(())
+            }
+            Action::Workdir(path) => {
+                let path = self.absolute(&self.expand(path)?);
+                // An empty archive: what is left of unpacking it is the directory.
+                let empty = context::pack(&self.context, &[], Marks::default()).map_err(usage)?;
+                self.unpack(&path, false, empty.archive).await?;
+                self.config.workdir = Some(path);
+                Ok(())
+            }
+            Action::User(user) => {
+                self.config.user = Some(self.expand(user)?);
+                Ok(())
+            }
+            Action::Cmd(argv) => {
+                self.config.cmd.clone_from(argv);
+                Ok(())
+            }
+            Action::Entrypoint(argv) => {
+                self.config.entrypoint.clone_from(argv);
+                // What was the old program's is not the new one's.
+                self.config.cmd.clear();
+                Ok(())
+            }
+        }
+    }
+
+    async fn copy(&self, sources: &[String], destination: &str, marks: Marks) -> Result<(), Failure> {
+        let packed = context::pack(&self.context, sources, marks).map_err(usage)?;
+        let as_file = packed.one_file && !destination.ends_with('/');
+        self.unpack(&self.absolute(destination), as_file, packed.archive).await
+    }
+
+    async fn unpack(&self, at: &str, as_file: bool, archive: File) -> Result<(), Failure> {
+        let tool = AgentTool::Unpack { at: ArgBytes(at.as_bytes().to_vec()), as_file };
+        self.operation(exec(ExecCommand::Tool(tool), true), Some(archive)).await
+    }
+
+    async fn operation(&self, exec: ExecSpec, input: Option<File>) -> Result<(), Failure> {
+        let body = RequestBody::ExecVm { vm: self.vm.clone(), exec, wait: None };
+        let socket = match self.client.call(Absent::Fail, body).await? {
+            Answer { reply: Reply::Attached { .. }, descriptor: Some(socket) } => socket,
+            Answer { reply, .. } => return Err(unexpected(&reply)),
+        };
+        let status = operation::run(operation::stream(socket)?, input, self.client.output).await?;
+        match status {
+            ExitStatus::Code(0) => Ok(()),
+            ExitStatus::Code(code) => Err(WireError::new(ErrorKind::Guest, format!("it exited with {code}")).into()),
+            ExitStatus::Signal(signal) => {
+                Err(WireError::new(ErrorKind::Guest, format!("it was ended by signal {signal}")).into())
+            }
+            ExitStatus::Unknown => Err(WireError::new(ErrorKind::Lost, "nobody knows how it ended").into()),
+        }
+    }
+
+    fn variables(&self) -> Vec<(String, String)> {
+        let pair = |entry: &String| entry.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+        self.config.env.iter().filter_map(pair).collect()
+    }
+
+    fn expand(&self, text: &str) -> Result<String, Failure> {
+        words::expand(text, &|name| variable(&self.config, name)).map_err(usage)
+    }
+
+    /// From the working directory.
+    fn absolute(&self, path: &str) -> String {
+        let workdir = self.config.workdir.as_deref().unwrap_or("/");
+        Path::new("/").join(workdir).join(path).to_string_lossy().into_owned()
+    }
+}
+
+fn usage(error: impl std::error::Error + 'static) -> Failure {
+    Failure::io_only(ErrorKind::Usage, &error)
+}
+
+fn variable(config: &ImageConfig, name: &str) -> Option<String> {
+    config.env.iter().find_map(|entry| entry.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
+}
