@@ -1,5 +1,7 @@
 //! A container image from a registry on loopback into a file system that boots, against the tools that Debian has for it.
 
+mod floor;
+
 use super::figures::{Figure, Goal, median, ms};
 use super::{RUNS, time};
 use crate::case::{Case, Stop, check};
@@ -34,8 +36,9 @@ fn measured(case: &Case<'_>, registry: &Registry) -> Result<Vec<Figure>, Stop> {
     // A daemon of its own: the peak of its memory is the pull's.
     case.ok(&["daemon", "stop"])?;
     case.ok(&["daemon", "start"])?;
-    let (mut pulls, mut others) = (Vec::new(), Vec::new());
+    let (mut pulls, mut others, mut floors) = (Vec::new(), Vec::new(), Vec::new());
     for number in 0..PULLS {
+        floors.push(floor::measure(&registry.directory)?.as_secs_f64());
         pulls.push(time(&case.world.banger(&["image", "pull", &reference]))?.as_secs_f64());
         if number < BASELINES {
             others.push(by_tools(case, registry, &reference)?.as_secs_f64());
@@ -71,6 +74,14 @@ fn measured(case: &Case<'_>, registry: &Registry) -> Result<Vec<Figure>, Stop> {
             Goal::AtMost(0.2),
             PULLS,
             remark,
+        ),
+        figure(
+            "image pull against fetching, hashing, decompressing and writing its bytes (s)",
+            median(&pulls),
+            median(&floors),
+            Goal::AtMost(1.3),
+            PULLS,
+            String::new(),
         ),
         figure(
             "bangerd's peak memory after it, against 160 MiB (MiB)",

@@ -57,6 +57,8 @@ pub struct ArchiveStream {
     /// What of the present frame's bytes has not been read.
     left: std::ops::Range<usize>,
     complaints: Vec<u8>,
+    /// Since when bytes of the archive are waited for: frames without any are silence too.
+    asked: Instant,
     ended: bool,
 }
 
@@ -69,29 +71,28 @@ impl ArchiveStream {
         let socket = UnixStream::from(socket);
         socket.set_nonblocking(false)?;
         socket.set_read_timeout(Some(LOOK_EVERY))?;
-        Ok(Self { socket, cancel, frame: Vec::new(), left: 0..0, complaints: Vec::new(), ended: false })
+        Ok(Self {
+            socket,
+            cancel,
+            frame: Vec::new(),
+            left: 0..0,
+            complaints: Vec::new(),
+            asked: Instant::now(),
+            ended: false,
+        })
     }
 
     /// Fills the frame buffer up to `length`; false where the stream ends before its first byte.
     fn fill(&mut self, length: usize) -> Result<bool, CommitError> {
         self.frame.resize(length, 0);
         let mut filled = 0;
-        let mut heard = Instant::now();
         while filled < length {
             match self.socket.read(&mut self.frame[filled..]) {
                 Ok(0) if filled == 0 => return Ok(false),
                 Ok(0) => return Err(CommitError::Closed),
-                Ok(count) => {
-                    filled += count;
-                    heard = Instant::now();
-                }
+                Ok(count) => filled += count,
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                    if self.cancel.is_cancelled() {
-                        return Err(CommitError::Cancelled);
-                    }
-                    if heard.elapsed() > SILENCE_MAX {
-                        return Err(CommitError::Silent);
-                    }
+                    self.check()?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return Err(CommitError::Closed),
@@ -100,9 +101,19 @@ impl ArchiveStream {
         Ok(true)
     }
 
+    /// Whether to go on.
+    fn check(&self) -> Result<(), CommitError> {
+        if self.cancel.is_cancelled() {
+            return Err(CommitError::Cancelled);
+        }
+        if self.asked.elapsed() > SILENCE_MAX { Err(CommitError::Silent) } else { Ok(()) }
+    }
+
     /// The next frame with bytes of the archive is in the buffer, or the archive has ended.
     fn advance(&mut self) -> Result<(), CommitError> {
+        self.asked = Instant::now();
         while self.left.is_empty() && !self.ended {
+            self.check()?;
             if !self.fill(HEADER_LEN)? {
                 return Err(CommitError::Closed);
             }
