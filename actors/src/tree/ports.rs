@@ -279,6 +279,7 @@ fn translate(event: agent_link::LinkEvent) -> Option<LinkEvent> {
             tracing::warn!(error = %why, "something in a guest was turned away");
             None
         }
+        agent_link::LinkEvent::Drained => Some(LinkEvent::Drained),
     }
 }
 
@@ -298,6 +299,10 @@ impl Link for RealLink {
 
     fn pin(&self, nonce: BootNonce) {
         self.0.pin(Some(nonce));
+    }
+
+    fn drain(&self) {
+        self.0.drain();
     }
 
     fn call(&self, question: GuestQuestion, limit: Duration) -> BoxFuture<'static, Result<GuestAnswer, WireError>> {

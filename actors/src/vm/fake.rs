@@ -60,13 +60,17 @@ pub(crate) struct Inside {
 #[derive(Debug, Default)]
 pub(crate) struct Script {
     pub(crate) guest: Guest,
-    /// At this step the daemon stands still for ever.
+    /// At this step the daemon stands still, for ever unless it is thawed.
     pub(crate) freeze_at: Option<&'static str>,
     /// This call fails.
     pub(crate) fail: Option<&'static str>,
     pub(crate) clock_ms: u64,
     /// Earlier SSH handshakes than this one fail.
     pub(crate) ssh_answers_at: usize,
+    /// Said by a guest before its VMM ended, and still on its way when that is known.
+    pub(crate) last_words: Option<AgentFrame>,
+    /// What a guest said never comes to an end.
+    pub(crate) endless_words: bool,
 }
 
 /// The world, and one daemon's view of it.
@@ -107,6 +111,12 @@ impl World {
 
     pub(crate) fn script(&self) -> MutexGuard<'_, Script> {
         self.script.lock().unwrap()
+    }
+
+    /// Lets go on what stands still.
+    pub(crate) fn thaw(&self) {
+        self.script().freeze_at = None;
+        self.frozen.send_replace(false);
     }
 
     pub(crate) async fn until_frozen(&self) {
@@ -216,6 +226,16 @@ impl Link for FakeLink {
     }
 
     fn pin(&self, _: BootNonce) {}
+
+    fn drain(&self) {
+        let mut script = self.world.script();
+        if let Some(frame) = script.last_words.take() {
+            self.events.try_send(LinkEvent::Frame(frame)).unwrap();
+        }
+        if !script.endless_words {
+            self.events.try_send(LinkEvent::Drained).unwrap();
+        }
+    }
 
     fn call(&self, question: GuestQuestion, _: Duration) -> BoxFuture<'static, Result<GuestAnswer, WireError>> {
         let GuestQuestion::Stop { kind, .. } = question else {
@@ -410,6 +430,12 @@ impl Ports for World {
             return Box::pin(std::future::ready(()));
         }
         self.frozen.send_replace(true);
-        Box::pin(std::future::pending())
+        let mut frozen = self.frozen.subscribe();
+        Box::pin(async move {
+            // The sender goes with the world, and then so does this daemon.
+            if frozen.wait_for(|frozen| !*frozen).await.is_err() {
+                std::future::pending().await
+            }
+        })
     }
 }
