@@ -6,8 +6,8 @@ use link::frames::{FrameReader, send_hello, write_frame};
 use messages::error::{ErrorKind, WireError};
 use messages::frame::{self, GENERATION, Hello, MAGIC};
 use messages::guest::{
-    AgentFrame, ArgBytes, DaemonFrame, ExecCommand, ExecSpec, GuestAnswer, GuestQuestion, OPERATION_PORT, OnDisconnect,
-    OperationFrame, RunningIdentity, StopKind,
+    AgentFrame, DaemonFrame, ExecSpec, GuestAnswer, GuestQuestion, OPERATION_PORT, OperationFrame, RunningIdentity,
+    StopKind,
 };
 use messages::ids::{BootNonce, OperationId, VmId};
 use messages::limits::{GUEST_FRAME_MAX, HELLO_FRAME_MAX};
@@ -531,15 +531,7 @@ async fn a_pinned_link_lets_nobody_else_in() {
 }
 
 fn exec() -> ExecSpec {
-    ExecSpec {
-        command: ExecCommand::Argv(vec![ArgBytes(b"true".to_vec())]),
-        env: Vec::new(),
-        workdir: None,
-        user: None,
-        terminal: None,
-        stdin: true,
-        on_disconnect: OnDisconnect::Kill,
-    }
+    ExecSpec { stdin: true, ..fixtures::exec_spec(&["true"]) }
 }
 
 const OPERATION: OperationId = OperationId([3; 8]);
