@@ -141,6 +141,11 @@ pub enum Reply {
     Pruned {
         bytes: u64,
     },
+    /// As `Log`; what was asked for begins at `offset`, in bytes. Up to a second before it may be there too, never less.
+    LogSince {
+        running: bool,
+        offset: u64,
+    },
 }
 
 /// What became of one VM of several.

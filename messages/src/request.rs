@@ -142,6 +142,13 @@ pub enum RequestBody {
     },
     /// Reply: `Pruned`. Removes layers that were kept for the next pull; no image.
     PruneImages,
+    /// Reply: `LogSince`, with a read-only descriptor of the log.
+    VmLogsSince {
+        vm: VmRef,
+        log: LogKind,
+        /// Milliseconds since the Unix epoch.
+        since_ms: u64,
+    },
 }
 
 /// Which log of a VM.

@@ -200,6 +200,10 @@ fn client_samples() -> Vec<Sample> {
         ),
         owned("request.connect_ssh", &request(RequestBody::ConnectSsh { vm: text("0a") })),
         owned("request.prune_images", &request(RequestBody::PruneImages)),
+        owned(
+            "request.vm_logs_since",
+            &request(RequestBody::VmLogsSince { vm: text("0a"), log: LogKind::Vmm, since_ms: 300 }),
+        ),
     ]
 }
 
@@ -280,6 +284,7 @@ fn server_samples() -> Vec<Sample> {
         owned("server.reply.detached", &reply(Reply::Detached { vm, name: name.clone(), operation })),
         owned("server.reply.connected", &reply(Reply::Connected { vm, name })),
         owned("server.reply.pruned", &reply(Reply::Pruned { bytes: 300 })),
+        owned("server.reply.log_since", &reply(Reply::LogSince { running: true, offset: 300 })),
     ]
 }
 

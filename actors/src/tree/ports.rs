@@ -259,6 +259,15 @@ impl Ports for HostPorts {
         }
     }
 
+    fn note_logs(&self, vm: VmId) {
+        let Ok(files) = self.files(vm) else { return };
+        for path in [files.console(), files.log()] {
+            if let Err(error) = vmm::marks::note(&path, || self.now_ms()) {
+                tracing::debug!(path = %path.display(), error = %error, "cannot note when a log grew");
+            }
+        }
+    }
+
     fn now_ms(&self) -> u64 {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)

@@ -48,6 +48,8 @@ pub(crate) struct Outside {
     pub(crate) asked: Vec<(VmId, StopKind)>,
     pub(crate) acknowledged: Vec<OperationId>,
     pub(crate) probed: Vec<(VmId, SshPublicKey)>,
+    /// VMs whose logs were looked at.
+    pub(crate) noted: BTreeSet<VmId>,
 }
 
 /// What a daemon holds in memory.
@@ -62,6 +64,8 @@ pub(crate) struct Script {
     pub(crate) guest: Guest,
     /// At this step the daemon stands still, for ever unless it is thawed.
     pub(crate) freeze_at: Option<&'static str>,
+    /// How often each step was come to.
+    pub(crate) passed: BTreeMap<&'static str, usize>,
     /// This call fails.
     pub(crate) fail: Option<&'static str>,
     pub(crate) clock_ms: u64,
@@ -419,6 +423,10 @@ impl Ports for World {
 
     fn trim_logs(&self, _: VmId) {}
 
+    fn note_logs(&self, vm: VmId) {
+        self.outside().noted.insert(vm);
+    }
+
     fn now_ms(&self) -> u64 {
         let mut script = self.script();
         script.clock_ms += 1;
@@ -426,7 +434,11 @@ impl Ports for World {
     }
 
     fn at_step(&self, _: VmId, step: &'static str) -> BoxFuture<'static, ()> {
-        if self.script().freeze_at != Some(step) {
+        let mut script = self.script();
+        *script.passed.entry(step).or_default() += 1;
+        let freezes = script.freeze_at == Some(step);
+        drop(script);
+        if !freezes {
             return Box::pin(std::future::ready(()));
         }
         self.frozen.send_replace(true);

@@ -150,6 +150,8 @@ pub trait Ports: Send + Sync + 'static {
     fn remove_files(&self, vm: VmId) -> BoxFuture<'static, Result<(), WireError>>;
     /// Bounds the VM's console log.
     fn trim_logs(&self, vm: VmId);
+    /// Notes how long the VM's logs are now, where they have grown.
+    fn note_logs(&self, vm: VmId);
     /// Milliseconds since the Unix epoch.
     fn now_ms(&self) -> u64;
     /// Called between any two steps that change something outside: fault tests stop the world here.

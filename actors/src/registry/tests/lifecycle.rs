@@ -133,6 +133,22 @@ fn a_reboot_whose_end_overtakes_its_last_words_is_still_a_reboot() {
 }
 
 #[test]
+fn the_logs_of_what_runs_are_looked_at_and_no_others() {
+    daemon(|daemon, world| async move {
+        let running = daemon.running(1, spec("web")).await;
+        daemon.create(2, spec("db"), false).await.unwrap();
+        daemon.settled().await;
+        let noting = async {
+            while !world.outside().noted.contains(&running.id) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, noting).await.expect("its logs are looked at");
+        assert_eq!(world.outside().noted.len(), 1);
+    });
+}
+
+#[test]
 fn words_without_an_end_do_not_keep_a_dead_vm() {
     daemon(|daemon, world| async move {
         let mut vm = daemon.running(1, spec("web")).await;
