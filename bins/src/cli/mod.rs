@@ -22,6 +22,7 @@ mod parse;
 mod progress;
 mod run;
 mod ssh;
+mod stats;
 mod sys;
 mod table;
 mod vm;

@@ -1,6 +1,8 @@
 //! Flags of `banger image` and `banger kernel`.
 
+use crate::cli::completion;
 use clap::{Args, Subcommand};
+use clap_complete::engine::ArgValueCandidates;
 use messages::ids::{ImageName, Reference};
 
 #[derive(Debug, Subcommand)]
@@ -14,12 +16,13 @@ pub(in crate::cli) enum ImageCommand {
     /// Show everything about an image.
     Show {
         /// Its name.
+        #[arg(add = ArgValueCandidates::new(completion::images))]
         image: Reference,
     },
     /// Delete images that no VM uses.
     Delete {
         /// Their names.
-        #[arg(required = true, value_name = "IMAGE")]
+        #[arg(required = true, value_name = "IMAGE", add = ArgValueCandidates::new(completion::images))]
         images: Vec<Reference>,
     },
     /// Remove the layers of container images that are kept for the next pull; images stay.
@@ -29,7 +32,7 @@ pub(in crate::cli) enum ImageCommand {
 #[derive(Debug, Args)]
 pub(in crate::cli) struct PullImageArgs {
     /// A name from `banger image catalog`, or a container image: docker.io/library/alpine:3.20.
-    #[arg(value_name = "REF")]
+    #[arg(value_name = "REF", add = ArgValueCandidates::new(completion::image_catalog))]
     pub(in crate::cli) reference: Reference,
     /// The name to keep it under. The catalog's when absent, or made of the reference's: alpine-3.20.
     #[arg(long)]
@@ -43,7 +46,7 @@ pub(in crate::cli) enum KernelCommand {
     /// Fetch a kernel.
     Pull {
         /// A name from `banger kernel catalog`.
-        #[arg(value_name = "REF")]
+        #[arg(value_name = "REF", add = ArgValueCandidates::new(completion::kernel_catalog))]
         reference: Reference,
     },
     /// List the kernels on this host.
@@ -51,12 +54,13 @@ pub(in crate::cli) enum KernelCommand {
     /// Show everything about a kernel.
     Show {
         /// Its name.
+        #[arg(add = ArgValueCandidates::new(completion::kernels))]
         kernel: Reference,
     },
     /// Delete kernels that no image and no VM uses.
     Delete {
         /// Their names.
-        #[arg(required = true, value_name = "KERNEL")]
+        #[arg(required = true, value_name = "KERNEL", add = ArgValueCandidates::new(completion::kernels))]
         kernels: Vec<Reference>,
     },
 }
