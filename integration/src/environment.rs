@@ -73,7 +73,23 @@ impl TestEnvironment {
     /// A program of ours in this environment.
     #[must_use]
     pub fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(self.program(program));
+        self.dressed(Command::new(self.program(program)))
+    }
+
+    /// Runs a script in bash, where `banger` is a command.
+    ///
+    /// # Panics
+    /// Where there is no bash.
+    pub fn bash(&self, script: &str) -> CommandOutput {
+        drop(self.program("banger"));
+        let path = format!("{}:/usr/bin:/bin", self.path("bin").display());
+        let mut bash = self.dressed(Command::new("bash"));
+        let output = bash.args(["--noprofile", "--norc", "-c", script]).env("PATH", path).output();
+        self.output(output.unwrap())
+    }
+
+    /// A program in this environment and nothing of the test's own.
+    fn dressed(&self, mut command: Command) -> Command {
         command
             .env_clear()
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")

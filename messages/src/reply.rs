@@ -142,6 +142,11 @@ pub enum Reply {
         bytes: u64,
     },
     ImageDetails(Box<ImageDetails>),
+    /// As `Log`; what was asked for begins at `offset`, in bytes. Up to a second before it may be there too, never less.
+    LogSince {
+        running: bool,
+        offset: u64,
+    },
 }
 
 /// What became of one VM of several.

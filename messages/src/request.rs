@@ -173,6 +173,13 @@ pub enum RequestBody {
     InspectImage {
         image: Reference,
     },
+    /// Reply: `LogSince`, with a read-only descriptor of the log.
+    VmLogsSince {
+        vm: VmRef,
+        log: LogKind,
+        /// Milliseconds since the Unix epoch.
+        since_ms: u64,
+    },
 }
 
 /// Which log of a VM.

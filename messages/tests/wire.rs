@@ -219,6 +219,10 @@ fn client_samples() -> Vec<Sample> {
             }),
         ),
         owned("request.inspect_image", &request(RequestBody::InspectImage { image: image() })),
+        owned(
+            "request.vm_logs_since",
+            &request(RequestBody::VmLogsSince { vm: text("0a"), log: LogKind::Vmm, since_ms: 300 }),
+        ),
     ]
 }
 
@@ -310,6 +314,7 @@ fn server_samples() -> Vec<Sample> {
         owned("server.reply.connected", &reply(Reply::Connected { vm, name })),
         owned("server.reply.pruned", &reply(Reply::Pruned { bytes: 300 })),
         owned("server.reply.image_details", &reply(Reply::ImageDetails(Box::new(details)))),
+        owned("server.reply.log_since", &reply(Reply::LogSince { running: true, offset: 300 })),
     ]
 }
 

@@ -71,6 +71,8 @@ pub(super) struct Shared {
     state: Mutex<State>,
     /// Has the server drop the present connection.
     pub(super) hang_up: tokio::sync::Notify,
+    /// Has the server tell when nothing is left on the link.
+    pub(super) drain: tokio::sync::Notify,
 }
 
 #[derive(Debug, Default)]
@@ -125,6 +127,12 @@ impl AgentLink {
     /// Closes the present connection; the agent dials again.
     pub fn disconnect(&self) {
         self.shared.hang_up.notify_one();
+    }
+
+    /// Asks for [`LinkEvent::Drained`] once the streams have ended and all that was said on them has been told. For a VMM that
+    /// has ended: its side of a stream is closed then, but what its guest said last may still lie in it.
+    pub fn drain(&self) {
+        self.shared.drain.notify_one();
     }
 
     /// Sends a frame to the connection that it is meant for.

@@ -93,9 +93,17 @@ pub(super) async fn carry(
     limits: LinkLimits,
 ) -> IdentifyError {
     let Identified { reader, writer } = identified;
+    let reading = read(reader, id, &answers, &events);
+    tokio::pin!(reading);
     let ended = tokio::select! {
-        ended = read(reader, id, &answers, &events) => ended,
-        ended = write(writer, outgoing, limits.write) => ended,
+        ended = &mut reading => ended,
+        ended = write(writer, outgoing, limits.write) => match ended {
+            // Nobody is there to write to; what they said before they left is still to be read, and ends by itself.
+            Err(why @ IdentifyError::Read(ReadError::Io(_))) => {
+                timeout(limits.write, reading).await.unwrap_or(Err(why))
+            }
+            ended => ended,
+        },
     };
     match ended {
         Ok(never) => match never {},

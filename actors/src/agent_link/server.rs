@@ -43,6 +43,8 @@ pub enum LinkEvent {
     Refused {
         why: IdentifyError,
     },
+    /// Nobody is on the link and nothing that was said on it is left: the answer to `AgentLink::drain`.
+    Drained,
 }
 
 /// The deadlines of a link.
@@ -80,8 +82,15 @@ impl Server {
         let mut last = ConnectionId(0);
         let mut identifying: Boxed<Result<(Identity, Identified), IdentifyError>> = None;
         let mut current: Boxed<IdentifyError> = None;
+        let mut draining = false;
         loop {
+            if draining && current.is_none() && identifying.is_none() {
+                draining = false;
+                drop(self.events.send(LinkEvent::Drained).await);
+            }
             tokio::select! {
+                // The drain comes last: a stream that waits to be accepted may hold what it is to wait for.
+                biased;
                 _ = self.closed.changed() => break,
                 () = self.events.closed() => break,
                 () = self.shared.hang_up.notified() => {
@@ -109,6 +118,7 @@ impl Server {
                     }
                 },
                 why = finished(&mut current) => self.end(last, why).await,
+                () = self.shared.drain.notified() => draining = true,
             }
         }
         self.shared.disconnected(&IdentifyError::Dropped);

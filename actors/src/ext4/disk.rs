@@ -1,4 +1,7 @@
 //! VM disks: an empty file system of each size is made once, then copied for every VM, holes left out.
+//!
+//! The templates are a cache: the few that were used last are kept. Any of them may be removed at any time, by hand too; a copy
+//! under way holds the file open, and one that has not begun has a new template made.
 
 use super::Ext4Error;
 use nix::errno::Errno;
@@ -9,14 +12,21 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
 use uuid::Uuid;
 
 /// Less holds no journal and nothing worth booting for, in bytes.
 pub const SIZE_MIN: u64 = 64 << 20;
 /// The most that a file system of 4 KiB blocks may have without ext4's 64-bit feature, in bytes.
 pub const SIZE_MAX: u64 = 16 << 40;
-/// Part of a template's file name: change it when what mke2fs is told changes, and old templates are ignored.
+/// Part of a template's file name: change it when what mke2fs is told changes, and old templates are ignored until they go.
 const TEMPLATE_GENERATION: u32 = 1;
+/// How many templates are kept. Each takes a few MiB, and an installation has a handful of sizes at most.
+pub(super) const TEMPLATES_MAX: usize = 8;
+/// What is left of a template whose making was cut off is removed after so long; making one takes a second.
+const PARTIAL_LIFETIME: Duration = Duration::from_secs(3600);
+/// How often a template may vanish between being found and being opened: with each, another create has made more of them.
+const ATTEMPTS: usize = 8;
 /// One inode for this many bytes. Twice mke2fs's own ratio: 262,144 files on 8 GiB, and half the tables that could be written.
 const BYTES_PER_INODE: u32 = 32768;
 /// What the agent finds on the disk: an overlay's two directories, and what must not lie on an overlay.
@@ -28,9 +38,20 @@ const DIRECTORIES: [&str; 5] = ["upper", "work", "docker", "containerd", "contai
 /// # Errors
 /// When the size is absurd, the disk is full or mke2fs fails; nothing is left at `path` then.
 pub fn create_disk(templates: &Path, path: &Path, size_bytes: u64) -> Result<Uuid, Ext4Error> {
-    let template = template(templates, size_bytes)?;
-    copy_sparse(&template.path, path)?;
-    Ok(template.uuid)
+    let mut attempt = 1;
+    loop {
+        let template = template(templates, size_bytes)?;
+        match File::open(&template.path) {
+            Ok(source) => {
+                // What was used last is kept longest; a cache that cannot be kept in order still serves.
+                drop(source.set_modified(SystemTime::now()));
+                copy_from(&source, path)?;
+                return Ok(template.uuid);
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound && attempt < ATTEMPTS => attempt += 1,
+            Err(source) => return Err(Ext4Error::write(&template.path, source)),
+        }
+    }
 }
 
 /// Refuses sizes that make no sense.
@@ -70,7 +91,45 @@ fn template(directory: &Path, size_bytes: u64) -> Result<Template, Ext4Error> {
     fresh.as_file().sync_all().map_err(|source| Ext4Error::write(fresh.path(), source))?;
     let path = directory.join(format!("{prefix}{uuid}.ext4"));
     fresh.persist(&path).map_err(|error| Ext4Error::write(&path, error.error))?;
+    if let Err(error) = trim(directory, &path, SystemTime::now()) {
+        tracing::warn!(directory = %directory.display(), %error, "cannot bound the templates of disks");
+    }
     Ok(Template { path, uuid })
+}
+
+/// Removes all templates but `fresh` and those used last, and what an earlier daemon left unfinished.
+fn trim(directory: &Path, fresh: &Path, now: SystemTime) -> io::Result<()> {
+    let mut templates = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let (name, path) = (entry.file_name(), entry.path());
+        let name = name.to_string_lossy();
+        let ours = name.starts_with("disk-v") && name.ends_with(".ext4");
+        let partial = name.starts_with("disk.") && name.ends_with(".partial");
+        if path == fresh || !(ours || partial) {
+            continue;
+        }
+        let used = match entry.metadata().and_then(|metadata| metadata.modified()) {
+            Ok(used) => used,
+            // Another create's trim was faster.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        if ours {
+            templates.push((used, path));
+        } else if now.duration_since(used).is_ok_and(|age| age > PARTIAL_LIFETIME) {
+            remove_if_there(&path)?;
+        }
+    }
+    templates.sort_unstable_by(|one, other| other.cmp(one));
+    templates.iter().skip(TEMPLATES_MAX - 1).try_for_each(|(_, path)| remove_if_there(path))
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 /// The UUID is in the name: no superblock has to be read.
@@ -133,14 +192,10 @@ fn run(program: &'static str, mut command: Command, input: &str) -> Result<(), E
     }
 }
 
-/// Copies a file, its holes as holes. `to` must not be there, and is not if this fails.
-///
-/// # Errors
-/// When either file system refuses; a full one is told apart.
-pub fn copy_sparse(from: &Path, to: &Path) -> Result<(), Ext4Error> {
-    let source = File::open(from).map_err(|error| Ext4Error::write(from, error))?;
+/// Copies a file, its holes as holes. `to` must not be there, and is not if this fails; a full file system is told apart.
+pub(super) fn copy_from(source: &File, to: &Path) -> Result<(), Ext4Error> {
     let target = File::options().write(true).create_new(true).open(to).map_err(|error| Ext4Error::write(to, error))?;
-    copy_extents(&source, &target)
+    copy_extents(source, &target)
         .inspect_err(|_| {
             drop(fs::remove_file(to));
         })

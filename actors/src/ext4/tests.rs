@@ -2,7 +2,7 @@
 
 #![cfg(test)]
 
-use super::disk::{SIZE_MAX, SIZE_MIN, copy_sparse, create_disk};
+use super::disk::{SIZE_MAX, SIZE_MIN, TEMPLATES_MAX, copy_from, create_disk};
 use super::tarball::{Verdict, read_tar};
 use super::{Built, Ext4Error, Label, Meta, Tree, build};
 use messages::{ErrorKind, WireError};
@@ -10,6 +10,7 @@ use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 fn tool(program: &str, arguments: &[&str], path: &Path) -> (bool, String) {
     let search = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
@@ -245,6 +246,62 @@ fn a_disk_is_a_sparse_copy_of_a_template() {
     assert!(two.exists());
 }
 
+/// Those used last stay, others go, and nothing else in the directory is touched.
+#[test]
+fn templates_are_bounded_by_their_last_use() {
+    let directory = tempfile::tempdir().unwrap();
+    let templates = directory.path().join("templates");
+    fs::create_dir(&templates).unwrap();
+    let long_ago = SystemTime::now() - Duration::from_secs(7200);
+    let plant = |name: &str, age: u64| {
+        let file = fs::File::create(templates.join(name)).unwrap();
+        file.set_modified(long_ago - Duration::from_secs(age)).unwrap();
+    };
+    let uuid = uuid::Uuid::from_u128(7);
+    for size in 100..120_u64 {
+        plant(&format!("disk-v1-{size}M-{uuid}.ext4"), 120 - size);
+    }
+    plant(&format!("disk-v0-64M-{uuid}.ext4"), 1000);
+    plant("disk.cut-off.partial", 0);
+    plant("somebody.else", 0);
+    fs::write(templates.join("disk.being-made.partial"), "").unwrap();
+    // An old template is used, which makes it the newest.
+    create_disk(&templates, &directory.path().join("one"), 101 << 20).unwrap();
+    assert_eq!(fs::read_dir(&templates).unwrap().count(), 24, "a template that is there is no reason to look");
+    create_disk(&templates, &directory.path().join("two"), 64 << 20).unwrap();
+    let mut left: Vec<String> =
+        fs::read_dir(&templates).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    left.sort_unstable();
+    let kept: Vec<&str> = left.iter().filter_map(|name| name.strip_prefix("disk-v1-")?.split('M').next()).collect();
+    assert_eq!(kept, ["101", "114", "115", "116", "117", "118", "119", "64"]);
+    assert_eq!(kept.len(), TEMPLATES_MAX);
+    assert_eq!(left.iter().filter(|name| !name.starts_with("disk-")).count(), 2, "{left:?}");
+    assert!(!left.iter().any(|name| name.starts_with("disk-v0") || name.contains("cut-off")), "{left:?}");
+}
+
+/// Creates of more sizes than are kept take the templates from under each other, and every disk is whole all the same.
+#[test]
+fn creates_at_once_survive_each_others_trim() {
+    let directory = tempfile::tempdir().unwrap();
+    let templates = directory.path().join("templates");
+    std::thread::scope(|scope| {
+        for worker in 0..3_u64 {
+            let (templates, directory) = (&templates, directory.path());
+            scope.spawn(move || {
+                for size in 0..2 * TEMPLATES_MAX as u64 {
+                    let path = directory.join(format!("{worker}-{size}"));
+                    let bytes = (64 + (size * (worker + 1)) % 12) << 20;
+                    create_disk(templates, &path, bytes).unwrap();
+                    assert_eq!(fs::metadata(&path).unwrap().len(), bytes);
+                    fs::remove_file(&path).unwrap();
+                }
+            });
+        }
+    });
+    // Each of the three may have made its last one after the others had trimmed.
+    assert!(fs::read_dir(&templates).unwrap().count() <= TEMPLATES_MAX + 3);
+}
+
 #[test]
 fn absurd_sizes_are_refused_and_leave_nothing() {
     let directory = tempfile::tempdir().unwrap();
@@ -265,7 +322,7 @@ fn a_sparse_copy_is_equal_and_as_sparse() {
     for at in [0_u64, 1 << 20, (32 << 20) + 4096, (64 << 20) - 100] {
         file.write_all_at(&[9; 100], at).unwrap();
     }
-    copy_sparse(&from, &to).unwrap();
+    copy_from(&fs::File::open(&from).unwrap(), &to).unwrap();
     assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap());
     assert!(fs::metadata(&to).unwrap().blocks() <= fs::metadata(&from).unwrap().blocks() + 64);
 }

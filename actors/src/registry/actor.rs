@@ -8,6 +8,7 @@ use crate::store::VmRecord;
 #[cfg(test)]
 use crate::supervise::Panicked;
 use crate::supervise::{Ended, Restarts, Ticket, guard, guard_unit, told};
+use crate::vm::ports::Ports;
 use crate::vm::{Command, Rename, Vm, VmContext, Watch, view_at_rest};
 use actix::{
     Actor, ActorFutureExt as _, Addr, AsyncContext as _, Context, Message, Recipient, ResponseActFuture, Supervised,
@@ -20,11 +21,14 @@ use messages::vm::{NetAllow, NetworkMode, VmSize, VmSpec, VmState, VmView};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
 
 /// Requests beyond this wait in their connections.
 const MAILBOX: usize = 256;
 /// How often consoles are held to their bound.
 const TRIM_INTERVAL: Duration = Duration::from_secs(15);
+/// How often the growth of consoles is noted: how exact `vm logs --since` is.
+const NOTE_INTERVAL: Duration = Duration::from_secs(1);
 /// A start that was admitted and never happened is forgotten after this.
 const ADMISSION_HOLDS: Duration = Duration::from_secs(30);
 /// A VM whose actor panics more often than this within [`REBUILD_WINDOW`] is left alone.
@@ -95,6 +99,15 @@ pub struct Registry {
     /// Starts that were let in and are not seen on the watch yet.
     admitted: HashMap<VmId, (u64, Instant)>,
     rebuilds: HashMap<VmId, Restarts>,
+    /// The last of each, by [`Tending`].
+    tending: [Option<JoinHandle<()>>; 2],
+}
+
+/// What is done with the logs of VMs from time to time.
+#[derive(Clone, Copy, Debug)]
+enum Tending {
+    Trim,
+    Note,
 }
 
 impl Registry {
@@ -108,6 +121,7 @@ impl Registry {
             requests: HashMap::new(),
             admitted: HashMap::new(),
             rebuilds: HashMap::new(),
+            tending: [const { None }; 2],
         };
         for record in records {
             if let Err(error) = registry.names.take(&record.name, record.id) {
@@ -278,14 +292,21 @@ impl Registry {
         self.rebuilds.remove(&vm);
     }
 
-    fn trim(&self) {
+    /// Does something with the logs of every VM that runs, unless the last time still goes on: a disk that hangs must not gather
+    /// threads.
+    fn tend_logs(&mut self, which: Tending, one: fn(&dyn Ports, VmId)) {
+        let under_way = &self.tending[which as usize];
+        if under_way.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
+        }
         let running: Vec<VmId> =
             self.vms.iter().filter(|(_, entry)| entry.view().vmm_pid.is_some()).map(|(id, _)| *id).collect();
         if running.is_empty() {
             return;
         }
         let ports = Arc::clone(&self.context.vm.ports);
-        self.context.vm.runtime.spawn_blocking(move || running.into_iter().for_each(|vm| ports.trim_logs(vm)));
+        let task = move || running.into_iter().for_each(|vm| one(ports.as_ref(), vm));
+        self.tending[which as usize] = Some(self.context.vm.runtime.spawn_blocking(task));
     }
 }
 
@@ -322,7 +343,12 @@ impl Actor for Registry {
         for vm in rebuilding {
             self.rebuild(vm, Duration::ZERO, ctx);
         }
-        ctx.run_interval(TRIM_INTERVAL, |registry, ctx| guard_unit(ctx, |_| registry.trim()));
+        ctx.run_interval(TRIM_INTERVAL, |registry, ctx| {
+            guard_unit(ctx, |_| registry.tend_logs(Tending::Trim, |ports, vm| ports.trim_logs(vm)));
+        });
+        ctx.run_interval(NOTE_INTERVAL, |registry, ctx| {
+            guard_unit(ctx, |_| registry.tend_logs(Tending::Note, |ports, vm| ports.note_logs(vm)));
+        });
     }
 }
 

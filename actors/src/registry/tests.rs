@@ -100,6 +100,16 @@ impl Daemon {
         self.until_records(|record| (record.phase, record.was_ready) == wanted).await;
     }
 
+    /// Waits until a step has been come to so often.
+    async fn until_passed(&self, step: &'static str, times: usize) {
+        let passing = async {
+            while self.world.script().passed.get(step).is_none_or(|passed| *passed < times) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, passing).await.expect("the step is come to");
+    }
+
     /// Waits until all records are as wanted: a VM is told to be ready before its record says so.
     async fn until_records(&self, wanted: impl Fn(&VmRecord) -> bool) {
         let writing = async {

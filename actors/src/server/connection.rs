@@ -151,7 +151,7 @@ const fn name(body: &RequestBody) -> &'static str {
         RequestBody::DeleteVms { .. } => "vm delete",
         RequestBody::ListVms => "vm list",
         RequestBody::ShowVm { .. } => "vm show",
-        RequestBody::VmLogs { .. } => "vm logs",
+        RequestBody::VmLogs { .. } | RequestBody::VmLogsSince { .. } => "vm logs",
         RequestBody::ExecVm { .. } => "vm exec",
         RequestBody::ConnectSsh { .. } => "vm ssh",
         RequestBody::RenameVm { .. } => "vm rename",
@@ -207,7 +207,8 @@ async fn dispatch(context: Arc<ServerContext>, request: Request, client: Client)
         }
         RequestBody::ListVms => fleet::list(&context).await.map(Answer::from),
         RequestBody::ShowVm { vm } => fleet::show(&context, vm).await.map(Answer::from),
-        RequestBody::VmLogs { vm, log } => fleet::logs(&context, vm, log).await,
+        RequestBody::VmLogs { vm, log } => fleet::logs(&context, vm, log, None).await,
+        RequestBody::VmLogsSince { vm, log, since_ms } => fleet::logs(&context, vm, log, Some(since_ms)).await,
         RequestBody::RenameVm { vm, name } => fleet::rename(&context, vm, name).await.map(Answer::from),
         RequestBody::VmStats { vm } => fleet::stats(&context, vm).await.map(Answer::from),
         RequestBody::VmPorts { vm } => fleet::ports(&context, vm).await.map(Answer::from),

@@ -7,7 +7,7 @@ use super::ready::ready;
 use crate::registry::{Get, Handle, List, RenameVm, Show};
 use crate::vm::published::{default_patience, until_down, until_gone, until_made};
 use crate::vm::{Ask, Command, STOP_GRACE};
-use crate::vmm::VmFiles;
+use crate::vmm::{VmFiles, marks};
 use futures::future::join_all;
 use messages::error::{ErrorKind, WireError};
 use messages::guest::{GuestAnswer, GuestQuestion};
@@ -17,6 +17,7 @@ use messages::request::{Force, LogKind};
 use messages::vm::{Lifetime, Readiness, VmState};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 /// Beyond a stop's grace: Ctrl-Alt-Del, SIGKILL, and giving everything back.
@@ -146,7 +147,12 @@ pub(super) async fn show(context: &ServerContext, vm: VmRef) -> Result<Reply, Wi
     Ok(Reply::Vm(ask(&context.registry, Show(vm)).await?.as_ref().clone()))
 }
 
-pub(super) async fn logs(context: &ServerContext, vm: VmRef, log: LogKind) -> Result<Answer, WireError> {
+pub(super) async fn logs(
+    context: &ServerContext,
+    vm: VmRef,
+    log: LogKind,
+    since_ms: Option<u64>,
+) -> Result<Answer, WireError> {
     let view = ask(&context.registry, Show(vm)).await?;
     let files = VmFiles::new(view.id, context.paths.vm_dir(view.id))
         .map_err(|error| WireError::from_error(ErrorKind::Host, &error))?;
@@ -162,8 +168,20 @@ pub(super) async fn logs(context: &ServerContext, vm: VmRef, log: LogKind) -> Re
         let kind = if error.kind() == std::io::ErrorKind::NotFound { ErrorKind::NotFound } else { ErrorKind::Host };
         WireError::from_error(kind, &error).context(format!("VM {} has no such log", view.name))
     })?;
-    let descriptor = OwnedFd::from(file.into_std().await);
-    Ok(Answer { reply: Reply::Log { running }, descriptor: Some(descriptor) })
+    let file = file.into_std().await;
+    let Some(since_ms) = since_ms else {
+        return Ok(Answer { reply: Reply::Log { running }, descriptor: Some(OwnedFd::from(file)) });
+    };
+    let looking = spawn_blocking(move || {
+        // What is not noted yet counts as later than every mark, and so is part of the answer.
+        marks::offset_since(&file, &path, since_ms).map(|offset| (offset, OwnedFd::from(file)))
+    });
+    let found = looking.await.map_err(|error| WireError::from_error(ErrorKind::Internal, &error))?;
+    let (offset, descriptor) = found.map_err(|error| {
+        WireError::from_error(ErrorKind::Host, &error)
+            .context(format!("VM {} has a log that cannot be read", view.name))
+    })?;
+    Ok(Answer { reply: Reply::LogSince { running, offset }, descriptor: Some(descriptor) })
 }
 
 pub(super) async fn rename(context: &ServerContext, vm: VmRef, name: VmName) -> Result<Reply, WireError> {

@@ -15,7 +15,7 @@ use futures::future::BoxFuture;
 use link::frames::{FrameReader, send_hello, write_frame};
 use messages::error::{ErrorKind, WireError};
 use messages::frame::{GENERATION, Hello, MAGIC};
-use messages::guest::{ExecCommand, ExecSpec, OnDisconnect};
+use messages::guest::{ExecCommand, ExecSpec};
 use messages::ids::{Reference, RequestId};
 use messages::image::ImageView;
 use messages::limits::{CONTROL_FRAME_MAX, HELLO_FRAME_MAX};
@@ -187,15 +187,7 @@ fn spec(name: &str) -> VmSpec {
 }
 
 fn exec() -> ExecSpec {
-    ExecSpec {
-        command: ExecCommand::LoginShell,
-        env: vec![],
-        workdir: None,
-        user: None,
-        terminal: None,
-        stdin: false,
-        on_disconnect: OnDisconnect::Kill,
-    }
+    ExecSpec { command: ExecCommand::LoginShell, ..fixtures::exec_spec(&[]) }
 }
 
 fn create(name: &str) -> RequestBody {

@@ -254,6 +254,15 @@ impl Ports for HostPorts {
         }
     }
 
+    fn note_logs(&self, vm: VmId) {
+        let Ok(files) = self.files(vm) else { return };
+        for path in [files.console(), files.log()] {
+            if let Err(error) = vmm::marks::note(&path, || self.now_ms()) {
+                tracing::debug!(path = %path.display(), error = %error, "cannot note when a log grew");
+            }
+        }
+    }
+
     fn now_ms(&self) -> u64 {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
@@ -274,6 +283,7 @@ fn translate(event: agent_link::LinkEvent) -> Option<LinkEvent> {
             tracing::warn!(error = %why, "something in a guest was turned away");
             None
         }
+        agent_link::LinkEvent::Drained => Some(LinkEvent::Drained),
     }
 }
 
@@ -293,6 +303,10 @@ impl Link for RealLink {
 
     fn pin(&self, nonce: BootNonce) {
         self.0.pin(Some(nonce));
+    }
+
+    fn drain(&self) {
+        self.0.drain();
     }
 
     fn call(&self, question: GuestQuestion, limit: Duration) -> BoxFuture<'static, Result<GuestAnswer, WireError>> {

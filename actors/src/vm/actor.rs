@@ -2,7 +2,7 @@
 //! publishes. Handlers start work and return: none of them waits.
 
 use super::boot_spec::{self, Fresh};
-use super::ports::{Boot, Link, Ports, Vmm};
+use super::ports::{Boot, Link, Ports, Vmm, VmmExit};
 use super::published::Published;
 use super::state::{At, Denied, Event, State, Then};
 use super::worker::{Work, Worker};
@@ -62,6 +62,8 @@ pub struct Vm {
     pub(super) link: Option<Arc<dyn Link>>,
     /// The agent asked for its boot spec before the launch was reported: it asks once, and is answered as soon as that is.
     pub(super) asked_early: bool,
+    /// The VMM has ended; what it means is decided when the guest's last words have been heard.
+    pub(super) exit: Option<VmmExit>,
     pub(super) operations: BTreeSet<OperationId>,
     pub(super) warning: Option<String>,
     error: Option<WireError>,
@@ -168,6 +170,7 @@ impl Vm {
             vmm: None,
             link: None,
             asked_early: false,
+            exit: None,
             operations: BTreeSet::new(),
             warning: None,
             error: None,
@@ -246,6 +249,7 @@ impl Vm {
                 self.vmm = None;
                 self.link = None;
                 self.asked_early = false;
+                self.exit = None;
                 self.boot = None;
                 self.operations.clear();
             }

@@ -48,6 +48,8 @@ pub(crate) struct Outside {
     pub(crate) asked: Vec<(VmId, StopKind)>,
     pub(crate) acknowledged: Vec<OperationId>,
     pub(crate) probed: Vec<(VmId, SshPublicKey)>,
+    /// VMs whose logs were looked at.
+    pub(crate) noted: BTreeSet<VmId>,
 }
 
 /// What a daemon holds in memory.
@@ -60,13 +62,19 @@ pub(crate) struct Inside {
 #[derive(Debug, Default)]
 pub(crate) struct Script {
     pub(crate) guest: Guest,
-    /// At this step the daemon stands still for ever.
+    /// At this step the daemon stands still, for ever unless it is thawed.
     pub(crate) freeze_at: Option<&'static str>,
+    /// How often each step was come to.
+    pub(crate) passed: BTreeMap<&'static str, usize>,
     /// This call fails.
     pub(crate) fail: Option<&'static str>,
     pub(crate) clock_ms: u64,
     /// Earlier SSH handshakes than this one fail.
     pub(crate) ssh_answers_at: usize,
+    /// Said by a guest before its VMM ended, and still on its way when that is known.
+    pub(crate) last_words: Option<AgentFrame>,
+    /// What a guest said never comes to an end.
+    pub(crate) endless_words: bool,
 }
 
 /// The world, and one daemon's view of it.
@@ -107,6 +115,12 @@ impl World {
 
     pub(crate) fn script(&self) -> MutexGuard<'_, Script> {
         self.script.lock().unwrap()
+    }
+
+    /// Lets go on what stands still.
+    pub(crate) fn thaw(&self) {
+        self.script().freeze_at = None;
+        self.frozen.send_replace(false);
     }
 
     pub(crate) async fn until_frozen(&self) {
@@ -216,6 +230,16 @@ impl Link for FakeLink {
     }
 
     fn pin(&self, _: BootNonce) {}
+
+    fn drain(&self) {
+        let mut script = self.world.script();
+        if let Some(frame) = script.last_words.take() {
+            self.events.try_send(LinkEvent::Frame(frame)).unwrap();
+        }
+        if !script.endless_words {
+            self.events.try_send(LinkEvent::Drained).unwrap();
+        }
+    }
 
     fn call(&self, question: GuestQuestion, _: Duration) -> BoxFuture<'static, Result<GuestAnswer, WireError>> {
         let GuestQuestion::Stop { kind, .. } = question else {
@@ -399,6 +423,10 @@ impl Ports for World {
 
     fn trim_logs(&self, _: VmId) {}
 
+    fn note_logs(&self, vm: VmId) {
+        self.outside().noted.insert(vm);
+    }
+
     fn now_ms(&self) -> u64 {
         let mut script = self.script();
         script.clock_ms += 1;
@@ -406,10 +434,20 @@ impl Ports for World {
     }
 
     fn at_step(&self, _: VmId, step: &'static str) -> BoxFuture<'static, ()> {
-        if self.script().freeze_at != Some(step) {
+        let mut script = self.script();
+        *script.passed.entry(step).or_default() += 1;
+        let freezes = script.freeze_at == Some(step);
+        drop(script);
+        if !freezes {
             return Box::pin(std::future::ready(()));
         }
         self.frozen.send_replace(true);
-        Box::pin(std::future::pending())
+        let mut frozen = self.frozen.subscribe();
+        Box::pin(async move {
+            // The sender goes with the world, and then so does this daemon.
+            if frozen.wait_for(|frozen| !*frozen).await.is_err() {
+                std::future::pending().await
+            }
+        })
     }
 }

@@ -32,6 +32,7 @@ impl Handler<FromLink> for Vm {
             LinkEvent::Frame(frame) => self.on_frame(attempt, frame, ctx),
             // The agent redials for ever; whether the VM lives is for its VMM to say.
             LinkEvent::Down => tracing::debug!(vm = %self.record.id, "the control stream is down"),
+            LinkEvent::Drained => self.conclude(ctx),
         }
     }
 }

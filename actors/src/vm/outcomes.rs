@@ -3,12 +3,16 @@
 use super::actor::Vm;
 use super::ports::{Boot, Link, Vmm, VmmExit};
 use super::state::{At, Attempt, Event, Then, Timer};
-use actix::{Context, Handler, Message};
+use actix::{AsyncContext as _, Context, Handler, Message};
 use messages::WireError;
 use messages::error::ErrorKind;
 use messages::vm::{Lifetime, RestartPolicy};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long the words that a guest said before its VMM ended may take through our own queues. They are on this host already, so
+/// only a flood takes longer.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// What runs of a VM. A link that could not be listened for is a VM without exec, not a dead one.
 type Alive = (Arc<dyn Vmm>, Option<Arc<dyn Link>>);
@@ -148,6 +152,42 @@ impl Handler<VmmGone> for Vm {
         if attempt != self.state.attempt {
             return;
         }
+        let open = matches!(self.state.at, At::Booting { .. } | At::Running { .. });
+        self.exit = Some(exit);
+        match self.link.clone().filter(|_| open) {
+            // A reboot and an end look alike from here; the guest says which it is, but by a way of its own, which on a busy
+            // host is the longer one.
+            Some(link) => {
+                link.drain();
+                ctx.notify_later(LastWordsOver { attempt }, LAST_WORDS);
+            }
+            None => self.conclude(ctx),
+        }
+    }
+}
+
+/// Whatever the guest still had to say has taken too long.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct LastWordsOver {
+    attempt: Attempt,
+}
+
+impl Handler<LastWordsOver> for Vm {
+    type Result = ();
+
+    fn handle(&mut self, LastWordsOver { attempt }: LastWordsOver, ctx: &mut Self::Context) {
+        if attempt == self.state.attempt && self.exit.is_some() {
+            tracing::warn!(vm = %self.record.id, "the VMM ended, and its guest's last words do not come to an end");
+            self.conclude(ctx);
+        }
+    }
+}
+
+impl Vm {
+    /// Tells the machine of the VMM's end, once: after all that the guest said before it.
+    pub(super) fn conclude(&mut self, ctx: &mut Context<Self>) {
+        let Some(exit) = self.exit.take() else { return };
         let wish = match self.state.at {
             At::Booting { .. } | At::Running { .. } => {
                 let error = WireError::new(ErrorKind::Guest, format!("the VMM ended: {}", exit.reason))
@@ -167,6 +207,6 @@ impl Handler<VmmGone> for Vm {
             | At::Deleting { .. }
             | At::Gone { .. } => Then::Rest,
         };
-        self.step_quietly(Event::Exited { attempt, wish }, ctx);
+        self.step_quietly(Event::Exited { attempt: self.state.attempt, wish }, ctx);
     }
 }

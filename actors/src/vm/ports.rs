@@ -81,6 +81,8 @@ pub enum LinkEvent {
     Frame(AgentFrame),
     /// The control stream broke; the agent redials.
     Down,
+    /// The answer to [`Link::drain`]: all that the guest said has been told.
+    Drained,
 }
 
 /// The control stream to a guest's agent, whether or not it is up. Dropping it closes the listener.
@@ -89,6 +91,8 @@ pub trait Link: Send + Sync {
     fn send(&self, frame: DaemonFrame);
     /// From now on only an agent that knows this nonce is let in: on Firecracker any program in the guest can dial the host.
     fn pin(&self, nonce: BootNonce);
+    /// Asks for [`LinkEvent::Drained`] behind the last frame. For a VMM that has ended.
+    fn drain(&self);
     /// Asks and waits for the answer.
     fn call(&self, question: GuestQuestion, limit: Duration) -> BoxFuture<'static, Result<GuestAnswer, WireError>>;
 }
@@ -146,6 +150,8 @@ pub trait Ports: Send + Sync + 'static {
     fn remove_files(&self, vm: VmId) -> BoxFuture<'static, Result<(), WireError>>;
     /// Bounds the VM's console log.
     fn trim_logs(&self, vm: VmId);
+    /// Notes how long the VM's logs are now, where they have grown.
+    fn note_logs(&self, vm: VmId);
     /// Milliseconds since the Unix epoch.
     fn now_ms(&self) -> u64;
     /// Called between any two steps that change something outside: fault tests stop the world here.

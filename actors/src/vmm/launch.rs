@@ -11,6 +11,7 @@ use super::api::{
 };
 use super::files::VmFiles;
 use super::logs::{self, CONSOLE_RATE};
+use super::marks;
 use super::process::{self, Exit, Process, ProcessError};
 use actors_sys::watched_fd::WatchedFd;
 use futures::future::BoxFuture;
@@ -255,6 +256,7 @@ fn fresh_console(files: &VmFiles) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
+    marks::forget(&files.console())?;
     OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(files.console()).map(drop)
 }
 

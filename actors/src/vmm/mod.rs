@@ -9,6 +9,7 @@ pub(crate) mod fake;
 pub mod files;
 pub mod launch;
 pub mod logs;
+pub mod marks;
 pub mod process;
 #[cfg(test)]
 mod tests;

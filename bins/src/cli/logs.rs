@@ -4,6 +4,7 @@ use super::args::LogsArgs;
 use super::client::{Absent, Client, unexpected};
 use super::failure::{Failure, Outcome};
 use super::sys::{drain, watch_file};
+use super::vm::milliseconds;
 use actors_sys::watched_fd::WatchedFd;
 use messages::error::ErrorKind;
 use messages::ids::VmRef;
@@ -16,7 +17,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 /// How often to ask whether a VM that says nothing is still there.
 const ALIVE_INTERVAL: Duration = Duration::from_secs(1);
@@ -26,13 +27,23 @@ const CHUNK: usize = 64 << 10;
 pub(super) async fn vm(client: &Client, args: LogsArgs) -> Outcome {
     let vm = args.vm.vm;
     let log = if args.vmm { LogKind::Vmm } else { LogKind::Console };
-    let answer = client.call(Absent::Start, RequestBody::VmLogs { vm: vm.clone(), log }).await?;
-    let (file, running) = match (answer.reply, answer.descriptor) {
-        (Reply::Log { running }, Some(descriptor)) => (File::from(descriptor), running),
-        (Reply::Log { .. }, None) => return Err(Failure::new(ErrorKind::Protocol, "bangerd sent no log")),
-        (other, _) => return Err(unexpected(&other)),
+    let body = match args.since {
+        Some(time) => {
+            let since_ms = milliseconds(time.duration_since(UNIX_EPOCH).unwrap_or_default());
+            RequestBody::VmLogsSince { vm: vm.clone(), log, since_ms }
+        }
+        None => RequestBody::VmLogs { vm: vm.clone(), log },
     };
-    let mut tail = Tail { file, offset: 0 };
+    let answer = client.call(Absent::Start, body).await?;
+    let (running, offset) = match answer.reply {
+        Reply::Log { running } => (running, 0),
+        Reply::LogSince { running, offset } => (running, offset),
+        other => return Err(unexpected(&other)),
+    };
+    let Some(descriptor) = answer.descriptor else {
+        return Err(Failure::new(ErrorKind::Protocol, "bangerd sent no log"));
+    };
+    let mut tail = Tail { file: File::from(descriptor), offset };
     tail.copy()?;
     if args.follow && running {
         follow(&mut tail, || runs(client, &vm)).await?;

@@ -23,6 +23,7 @@ mod parse;
 mod progress;
 mod run;
 mod ssh;
+mod stats;
 mod sys;
 mod table;
 mod vm;

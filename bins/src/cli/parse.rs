@@ -4,7 +4,7 @@ use super::args::VmFilter;
 use actors::config::parse_size;
 use messages::limits::{VM_DISK_MAX_BYTES, VM_DISK_MIN_BYTES, VM_MEMORY_MAX_MIB, VM_MEMORY_MIN_MIB, VM_VCPUS_MAX};
 use messages::vm::{NetworkMode, RestartPolicy, VmState};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// A label or a variable.
 pub(super) type KeyValue = (String, String);
@@ -57,6 +57,22 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     parsed
         .filter(|duration| !duration.is_zero() && *duration <= Duration::from_secs(86_400))
         .ok_or_else(|| format!("`{text}` is not a time up to a day: write `30s`, `5m` or seconds"))
+}
+
+/// `--since`: a time that has passed, or how long ago it was.
+pub(super) fn since(text: &str) -> Result<SystemTime, String> {
+    let now = SystemTime::now();
+    let ago = text.parse::<u64>().ok().map(Duration::from_secs).or_else(|| humantime::parse_duration(text).ok());
+    let time = match ago {
+        // Longer ago than the clock can count is the beginning of time.
+        Some(ago) => Some(now.checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH)),
+        None => humantime::parse_rfc3339_weak(text).ok(),
+    };
+    match time {
+        Some(time) if time <= now => Ok(time),
+        Some(_) => Err(format!("`{text}` has not come yet")),
+        None => Err(format!("`{text}` is not a time: write `90s`, `2h`, or `2026-01-31T12:00:00Z`")),
+    }
 }
 
 /// `K=V`, the key not empty.
@@ -158,11 +174,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn times_since() {
+        let ago = |text| SystemTime::now().duration_since(since(text).unwrap()).unwrap().as_secs();
+        assert_eq!((ago("90"), ago("2h"), ago("3days")), (90, 7200, 3 * 86_400));
+        let at = |seconds| Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(since("2001-09-09T01:46:40Z"), at(1_000_000_000));
+        assert_eq!(since("2001-09-09 01:46:40"), at(1_000_000_000));
+        assert_eq!(since("99999999999999"), at(0));
+        assert_eq!(since("9999-01-01T00:00:00Z").unwrap_err(), "`9999-01-01T00:00:00Z` has not come yet");
+        for bad in ["", "yesterday", "-5s", "12:00", "2001-13-01T00:00:00Z"] {
+            assert!(since(bad).is_err(), "{bad}");
+        }
+    }
+
     proptest! {
         #[test]
         fn no_text_panics(text in "\\PC*") {
             let results = (memory_mib(&text), disk_bytes(&text), vcpus(&text), duration(&text));
-            drop((results, vm_filter(&text), key_value(&text)));
+            drop((results, vm_filter(&text), key_value(&text), since(&text)));
         }
     }
 }

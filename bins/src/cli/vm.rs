@@ -3,8 +3,8 @@
 use super::args::{CreateArgs, DeleteArgs, ListArgs, SpecArgs, VmCommand, VmFilter};
 use super::client::{Client, unexpected};
 use super::failure::{Failure, Outcome};
-use super::{human, json, logs, output::error_text, output::say, ssh, table, vm_run};
-use messages::guest::{GuestPorts, GuestStats};
+use super::{human, json, logs, output::error_text, output::say, ssh, stats, table, vm_run};
+use messages::guest::GuestPorts;
 use messages::ids::VmRef;
 use messages::reply::{Reply, VmOutcome};
 use messages::request::{Force, RequestBody};
@@ -44,10 +44,7 @@ pub(super) async fn run(client: &Client, command: VmCommand) -> Outcome {
             Reply::Vm(view) => made(client, &view),
             other => Err(unexpected(&other)),
         },
-        VmCommand::Stats(args) => match client.ask(RequestBody::VmStats { vm: args.vm }).await? {
-            Reply::Stats(stats) => show_stats(client, &stats),
-            other => Err(unexpected(&other)),
-        },
+        VmCommand::Stats(args) => stats::run(client, args).await,
         VmCommand::Ports(args) => match client.ask(RequestBody::VmPorts { vm: args.vm }).await? {
             Reply::Ports(ports) => show_ports(client, &ports),
             other => Err(unexpected(&other)),
@@ -237,29 +234,6 @@ fn details(view: &VmView) -> Vec<(&'static str, String)> {
     push("last error", view.last_error.clone());
     push("warning", view.warning.clone());
     rows
-}
-
-fn show_stats(client: &Client, stats: &GuestStats) -> Outcome {
-    if client.output.json {
-        client.output.value(&json::stats(stats))?;
-        return Ok(0);
-    }
-    let used = stats.memory_total_kib.saturating_sub(stats.memory_available_kib);
-    let of = |used: u64, total: u64| {
-        format!("{} of {} ({})", human::size(used), human::size(total), human::percent(used, total))
-    };
-    let rows = [
-        ("up", human::took(Duration::from_millis(stats.uptime_ms))),
-        ("cpu", format!("{} busy since its boot", human::percent(stats.cpu_busy_ms, stats.cpu_total_ms))),
-        ("load", format!("{}.{:02}", stats.load_1m_percent / 100, stats.load_1m_percent % 100)),
-        ("memory", of(used.saturating_mul(1024), stats.memory_total_kib.saturating_mul(1024))),
-        ("disk", of(stats.disk_used_bytes, stats.disk_total_bytes)),
-        ("received", human::size(stats.net_rx_bytes)),
-        ("sent", human::size(stats.net_tx_bytes)),
-        ("processes", stats.processes.to_string()),
-    ];
-    client.output.data(&table::pairs(&rows))?;
-    Ok(0)
 }
 
 fn show_ports(client: &Client, ports: &GuestPorts) -> Outcome {

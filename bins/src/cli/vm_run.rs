@@ -41,7 +41,9 @@ pub(super) async fn run(client: &Client, args: RunArgs) -> Outcome {
     if args.detach && args.argv.is_empty() && args.entrypoint.is_none() {
         let body = RequestBody::CreateVm { spec: spec(args.spec, RestartPolicy::No, lifetime), start: true, wait };
         return match client.ask(body).await? {
-            Reply::Vm(view) => announce(client, &view.id, &view.name, None),
+            Reply::Vm(view) => {
+                announce(client, &Left { vm: view.id, name: view.name, operation: None, pid: None }, Print::Vm)
+            }
             other => Err(unexpected(&other)),
         };
     }
@@ -64,12 +66,12 @@ pub(super) async fn run(client: &Client, args: RunArgs) -> Outcome {
     };
     let attached = match attached(client.call(Absent::Start, body).await?)? {
         Either::Attached(attached) => attached,
-        Either::Left { vm, name, operation } => return announce(client, &vm, &name, Some((operation, None))),
+        Either::Left(left) => return announce(client, &left, Print::Vm),
     };
-    let Attached { vm, name, operation, socket } = attached;
     if args.detach {
-        return leave(client, &vm, &name, operation, socket);
+        return leave(client, attached, Print::Vm);
     }
+    let Attached { vm, name, socket, .. } = attached;
     let ending = attach::run(socket, attachment)?;
     if args.remove && !matches!(ending, Ending::Detached) {
         remove(client, vm, &name).await;
@@ -96,14 +98,12 @@ pub(super) async fn exec(client: &Client, args: ExecArgs) -> Outcome {
     let attachment = Attachment { stdin: exec.stdin, terminal: args.tty };
     let body = RequestBody::ExecVm { vm: args.vm, exec, wait: Some(args.wait.into()) };
     match attached(client.call(Absent::Start, body).await?)? {
-        Either::Attached(Attached { vm, name, operation, socket }) if args.detach => {
-            leave(client, &vm, &name, operation, socket)
-        }
+        Either::Attached(attached) if args.detach => leave(client, attached, Print::Operation),
         Either::Attached(Attached { vm, name, socket, .. }) => {
             let ending = attach::run(socket, attachment)?;
             conclude(client, &vm, &name, ending).await
         }
-        Either::Left { vm, name, operation } => announce(client, &vm, &name, Some((operation, None))),
+        Either::Left(left) => announce(client, &left, Print::Operation),
     }
 }
 
@@ -148,7 +148,23 @@ fn environment(mut env: Vec<(String, String)>, terminal: bool) -> Vec<(String, S
 
 enum Either {
     Attached(Attached),
-    Left { vm: VmId, name: VmName, operation: OperationId },
+    Left(Left),
+}
+
+/// A VM, and what was left running in it.
+struct Left {
+    vm: VmId,
+    name: VmName,
+    operation: Option<OperationId>,
+    /// Of the command in the guest.
+    pid: Option<u32>,
+}
+
+/// What is printed of something that was left running: what the user does not know yet, and finds it by.
+#[derive(Clone, Copy)]
+enum Print {
+    Vm,
+    Operation,
 }
 
 fn attached(answer: Answer) -> Result<Either, Failure> {
@@ -159,28 +175,33 @@ fn attached(answer: Answer) -> Result<Either, Failure> {
         (Reply::Attached { .. }, None) => {
             Err(Failure::new(ErrorKind::Protocol, "bangerd sent no connection to the command"))
         }
-        (Reply::Detached { vm, name, operation }, _) => Ok(Either::Left { vm, name, operation }),
+        (Reply::Detached { vm, name, operation }, _) => {
+            Ok(Either::Left(Left { vm, name, operation: Some(operation), pid: None }))
+        }
         (other, _) => Err(unexpected(&other)),
     }
 }
 
 /// Sees the command start, leaves it running, and prints what is needed to find it again.
-fn leave(client: &Client, vm: &VmId, name: &VmName, operation: OperationId, socket: OwnedFd) -> Outcome {
+fn leave(client: &Client, attached: Attached, print: Print) -> Outcome {
+    let Attached { vm, name, operation, socket } = attached;
     let pid = attach::start_and_leave(socket, START_DEADLINE)?;
-    announce(client, vm, name, Some((operation, Some(pid))))
+    announce(client, &Left { vm, name, operation: Some(operation), pid: Some(pid) }, print)
 }
 
-fn announce(client: &Client, vm: &VmId, name: &VmName, operation: Option<(OperationId, Option<u32>)>) -> Outcome {
+fn announce(client: &Client, left: &Left, print: Print) -> Outcome {
     if client.output.json {
-        let (operation, pid) = operation.unzip();
         client.output.value(&json!({
-            "id": vm.to_string(),
-            "name": name,
-            "operation": operation.map(|operation| operation.to_string()),
-            "pid": pid.flatten(),
+            "id": left.vm.to_string(),
+            "name": left.name,
+            "operation": left.operation.map(|operation| operation.to_string()),
+            "pid": left.pid,
         }))?;
-    } else {
-        client.output.data(&format!("{name}\n"))?;
+        return Ok(0);
+    }
+    match (print, left.operation) {
+        (Print::Operation, Some(operation)) => client.output.data(&format!("{operation}\n"))?,
+        (Print::Vm, _) | (Print::Operation, None) => client.output.data(&format!("{}\n", left.name))?,
     }
     Ok(0)
 }

@@ -24,7 +24,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-/// How long the console may take to be written out once the machine has ended.
+/// How long the console, and what the guest said last on its streams, may take to be passed on once the machine has ended.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
 
 /// What a call is answered with; `None` is 204.
@@ -57,8 +57,10 @@ pub struct Controller {
     /// Bound from `PUT /vsock` on, as in Firecracker.
     socket: Option<Arc<SocketFile>>,
     machine: Option<Machine>,
-    /// The streams; dropped with this, they end.
+    /// What the script does after the start.
     tasks: Vec<JoinHandle<()>>,
+    /// The streams; aborted, they end. By themselves they end after the machine, with its last words.
+    streams: Vec<JoinHandle<()>>,
     console: Option<JoinHandle<()>>,
 }
 
@@ -74,6 +76,7 @@ impl Controller {
             socket: None,
             machine: None,
             tasks: Vec::new(),
+            streams: Vec::new(),
             console: None,
         }
     }
@@ -92,11 +95,27 @@ impl Controller {
                     Some(call) => self.answer(call).await,
                     None => break End::Failed("the API server has ended".to_owned()),
                 },
-                end = ended(&mut self.machine) => break end,
+                end = ended(&mut self.machine) => {
+                    self.pass_on().await;
+                    break end;
+                }
             }
         };
         self.close().await;
         end
+    }
+
+    /// Waits until the clients have what the guest said before it ended: a reboot is told from a halt by that.
+    async fn pass_on(&mut self) {
+        let streams = async {
+            for stream in &mut self.streams {
+                // An error is a panic's, which has been logged.
+                drop(stream.await);
+            }
+        };
+        if tokio::time::timeout(DRAIN_DEADLINE, streams).await.is_err() {
+            tracing::warn!("a client did not take the guest's last words");
+        }
     }
 
     async fn answer(&mut self, Call { request, reply }: Call) {
@@ -245,7 +264,7 @@ impl Controller {
         self.machine = Some(machine);
         if let (Some(link), Some(socket)) = (link, &self.socket) {
             let Mux { handle, listener, driver } = mux::host(link, attach);
-            self.tasks.push(tokio::spawn(async move {
+            self.streams.push(tokio::spawn(async move {
                 match driver.run().await {
                     Ok(end) => tracing::debug!(?end, "the link ended"),
                     // As it does when the machine ends, which is told elsewhere.
@@ -253,7 +272,7 @@ impl Controller {
                 }
             }));
             let (script, metrics) = (self.settings.script.clone(), self.metrics.clone());
-            self.tasks.push(tokio::spawn(vsock::serve(socket.clone(), handle, listener, script, metrics)));
+            self.streams.push(tokio::spawn(vsock::serve(socket.clone(), handle, listener, script, metrics)));
         }
         if let (Some(console), Some(limit)) = (console, self.resources.serial.rate_limiter) {
             self.copy_console(console, limit);
@@ -356,7 +375,7 @@ impl Controller {
         {
             tracing::warn!("the console's last output is lost");
         }
-        for task in self.tasks.drain(..) {
+        for task in self.tasks.drain(..).chain(self.streams.drain(..)) {
             task.abort();
         }
         self.socket = None;

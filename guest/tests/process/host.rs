@@ -1,5 +1,7 @@
 //! A host for one agent in a process machine: the other side of the link, over a socket pair made of a listening socket.
 
+use fixtures::boot_spec;
+pub(crate) use fixtures::exec_spec as exec;
 use link::frames::{FrameReader, send_hello, write_frame};
 use link::mux::{self, Attach, MuxHandle, MuxListener, MuxStream};
 use messages::frame;
@@ -58,31 +60,8 @@ pub(crate) struct Finished {
 }
 
 pub(crate) fn spec(nonce: u8) -> BootSpec {
-    BootSpec {
-        vm: VmId([1; 8]),
-        name: "test".parse().unwrap(),
-        machine_id: "0".repeat(32),
-        drives: Drives { image: String::new(), disk: String::new(), modules: None },
-        network: None,
-        authorized_keys: Vec::new(),
-        ssh_host_keys: Vec::new(),
-        config: ImageConfig { env: vec!["FROM_IMAGE=yes".into()], ..ImageConfig::default() },
-        clock_unix_ns: 0,
-        entropy: [0; 32],
-        nonce: BootNonce([nonce; 16]),
-    }
-}
-
-pub(crate) fn exec(words: &[&str]) -> ExecSpec {
-    ExecSpec {
-        command: ExecCommand::Argv(words.iter().map(|word| ArgBytes(word.as_bytes().to_vec())).collect()),
-        env: Vec::new(),
-        workdir: None,
-        user: None,
-        terminal: None,
-        stdin: false,
-        on_disconnect: OnDisconnect::Kill,
-    }
+    let config = ImageConfig { env: vec!["FROM_IMAGE=yes".into()], ..ImageConfig::default() };
+    BootSpec { config, ..boot_spec(VmId([1; 8]), "test", BootNonce([nonce; 16])) }
 }
 
 pub(crate) fn shell(script: &str) -> ExecSpec {

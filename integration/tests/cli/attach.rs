@@ -261,6 +261,8 @@ fn detached_commands_print_where_they_run() {
         until("the client detaches", || (agent.hear() == Heard::Detach).then_some(()));
     });
     assert_eq!(environment.banger(["vm", "run", "--detach", "--", "serve"]).success(), "brave-otter\n");
+    let operation = environment.banger(["vm", "exec", "--detach", "x", "--", "serve"]).success();
+    assert_eq!(operation, "0909090909090909\n", "the VM is known already");
     let value = environment.banger(["--json", "vm", "exec", "--detach", "x", "--", "serve"]).json();
     assert_eq!(
         value,

@@ -1,54 +1,27 @@
 //! Values that many tests need.
 
+use ::fixtures::{vm_size, vm_view};
 use integration::fakes::{FakeAgent, FakeDaemon, Step};
 use integration::{CommandOutput, TestEnvironment};
 use messages::ids::{OperationId, VmId};
 use messages::reply::{Reply, VmChange, VmOutcome};
 use messages::request::RequestBody;
-use messages::vm::{
-    Lifetime, NetAllow, NetworkMode, Provenance, Readiness, RestartPolicy, SshPublicKey, VmSize, VmState, VmView,
-};
+use messages::vm::{NetAllow, SshPublicKey, VmState, VmView};
 
 pub(crate) const VM: VmId = VmId([0x1a, 2, 3, 4, 5, 6, 7, 8]);
 
-pub(crate) fn size() -> VmSize {
-    VmSize {
-        vcpus: 2,
-        memory_mib: 1024,
-        disk_bytes: 8 << 30,
-        vcpus_from: Provenance::Flag,
-        memory_from: Provenance::Host,
-        disk_from: Provenance::BuiltIn,
-    }
-}
-
 pub(crate) fn view(name: &str, state: VmState) -> VmView {
     VmView {
-        id: VM,
-        name: name.parse().unwrap(),
-        state,
-        readiness: (state == VmState::Running).then_some(Readiness::System),
-        image: "debian-bookworm".parse().unwrap(),
-        kernel: "debian-cloud-6.12".parse().unwrap(),
-        size: size(),
-        network: NetworkMode::Nat,
         net_allow: vec![NetAllow::HostTcp(8080)],
         address: Some("172.16.0.2".parse().unwrap()),
         labels: vec![("team".into(), "blue".into())],
-        restart: RestartPolicy::No,
-        lifetime: Lifetime::Kept,
-        created_at_ms: 0,
-        started_at_ms: None,
-        vmm_pid: None,
-        operations: 0,
-        last_error: None,
-        warning: None,
         ssh_host_key: Some(SshPublicKey([7; 32])),
+        ..vm_view(VM, name, state)
     }
 }
 
 pub(crate) fn attached() -> Reply {
-    Reply::Attached { vm: VM, name: "brave-otter".parse().unwrap(), operation: OperationId([9; 8]), size: size() }
+    Reply::Attached { vm: VM, name: "brave-otter".parse().unwrap(), operation: OperationId([9; 8]), size: vm_size() }
 }
 
 pub(crate) fn deleted() -> Reply {

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod attach;
+mod completion;
 mod fixtures;
 mod help;
 mod requests;

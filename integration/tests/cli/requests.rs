@@ -4,13 +4,15 @@ use crate::fixtures::{VM, view};
 use integration::fakes::{FakeDaemon, Step};
 use integration::{TestEnvironment, until};
 use messages::error::{ErrorKind, WireError};
+use messages::guest::GuestStats;
 use messages::ids::InstanceId;
 use messages::image::{CatalogEntry, ImageConfig, ImageView, KernelView};
 use messages::reply::{DaemonStatus, NamesView, Progress, Reply, Stage, VmChange, VmOutcome};
-use messages::request::{Request, RequestBody};
+use messages::request::{LogKind, Request, RequestBody};
 use messages::vm::{NetworkMode, Readiness, VmState};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 fn answer(environment: &TestEnvironment, reply: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> FakeDaemon {
     FakeDaemon::start(&environment.socket(), move |request| vec![Step::Reply(reply(request))])
@@ -148,6 +150,70 @@ fn several_vms_have_an_outcome_each_and_the_first_failure_decides() {
     let value: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();
     assert_eq!(value[0]["how"], "killed");
     assert_eq!(value[2]["error"]["kind"], "not_found");
+}
+
+#[test]
+fn logs_since_begin_where_the_daemon_says() {
+    let environment = TestEnvironment::new();
+    let log = environment.path("console.log");
+    std::fs::write(&log, "old\nnew\n").unwrap();
+    let fake = FakeDaemon::start(&environment.socket(), move |request| match &request.body {
+        RequestBody::VmLogsSince { .. } => {
+            let file = std::fs::File::open(&log).unwrap();
+            vec![Step::Hand(Reply::LogSince { running: false, offset: 4 }, file.into())]
+        }
+        other => panic!("{other:?}"),
+    });
+    let at = |text: &str| environment.banger(["vm", "logs", "web", "--since", text]).success();
+    assert_eq!(at("2001-09-09T01:46:40Z"), "new\n");
+    assert_eq!(environment.banger(["vm", "logs", "--vmm", "-f", "web", "--since", "1h"]).success(), "new\n");
+    let asked: Vec<(LogKind, u64)> = fake
+        .requests()
+        .into_iter()
+        .map(|request| match request.body {
+            RequestBody::VmLogsSince { log, since_ms, .. } => (log, since_ms),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(asked[0], (LogKind::Console, 1_000_000_000_000));
+    let ago = std::time::UNIX_EPOCH.elapsed().unwrap() - std::time::Duration::from_millis(asked[1].1);
+    assert_eq!(asked[1].0, LogKind::Vmm);
+    assert!((3600..3700).contains(&ago.as_secs()), "{ago:?}");
+}
+
+/// Counters of a guest that grow, and then no guest.
+pub(crate) fn counting(environment: &TestEnvironment, looks: u64) -> FakeDaemon {
+    let look = AtomicU64::new(0);
+    FakeDaemon::start(&environment.socket(), move |request| {
+        assert!(matches!(request.body, RequestBody::VmStats { .. }), "{request:?}");
+        let seconds = 1 + 2 * look.fetch_add(1, Ordering::SeqCst);
+        if seconds > 2 * looks {
+            return vec![Step::Error(WireError::new(ErrorKind::WrongState, "VM web is stopped"))];
+        }
+        vec![Step::Reply(Reply::Stats(GuestStats {
+            uptime_ms: seconds * 1000,
+            cpu_busy_ms: seconds * 500,
+            cpu_total_ms: seconds * 1000,
+            net_rx_bytes: seconds * 4096,
+            ..GuestStats::default()
+        }))]
+    })
+}
+
+#[test]
+fn watched_stats_are_an_object_a_line_until_the_vm_stops() {
+    let environment = TestEnvironment::new();
+    let _daemon = counting(&environment, 2);
+    let output = environment.banger(["vm", "stats", "--watch", "web", "--json"]);
+    assert_eq!((output.code, output.stderr.as_str()), (0, ""));
+    let uptimes: Vec<u64> = output
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["uptime_ms"].as_u64().unwrap())
+        .collect();
+    assert_eq!(uptimes, [1000, 3000]);
+    // One that never ran is an error, watched or not.
+    environment.banger(["vm", "stats", "--watch", "web"]).failure(203);
 }
 
 fn step(stage: Stage, seconds: u64, finished: bool) -> Step {

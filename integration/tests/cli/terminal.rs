@@ -1,6 +1,7 @@
 //! What happens on a terminal only: raw mode and back, its size, keys that reach the guest unchanged.
 
 use crate::fixtures::daemon;
+use crate::requests::counting;
 use integration::fakes::agent::Heard;
 use integration::terminal::Terminal;
 use integration::{TestEnvironment, until};
@@ -96,4 +97,18 @@ fn a_command_has_no_terminal_unless_it_asks() {
     let requests = fake.requests();
     let RequestBody::ExecVm { exec, .. } = &requests[0].body else { panic!("{requests:?}") };
     assert!(exec.terminal.is_none() && !exec.stdin, "a terminal's stdin is passed on with -i only");
+}
+
+#[test]
+fn watched_stats_stay_in_their_place_until_interrupted() {
+    let environment = TestEnvironment::new();
+    let _daemon = counting(&environment, 1000);
+    let mut terminal = Terminal::new(24, 80);
+    let mut child = terminal.start(environment.command("banger").args(["vm", "stats", "--watch", "web"]));
+    terminal.expect("50 % busy since its boot");
+    let seen = terminal.expect("12 KiB (4 KiB/s)");
+    let (_, second) = seen.split_once("processes:").unwrap();
+    assert!(second.contains("\u{1b}["), "the first is cleared: {second:?}");
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "leaving is how it ends");
 }

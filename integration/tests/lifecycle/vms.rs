@@ -99,7 +99,9 @@ fn logs_are_followed_until_the_vm_stops() {
     let environment = TestEnvironment::with_machine(Machine::Process);
     environment.line("vm create --name l --net none --wait agent").success();
     environment.line("vm logs l").success();
-    environment.line("vm logs --vmm l").success();
+    let all = environment.line("vm logs --vmm l").success();
+    assert_eq!(environment.line("vm logs --vmm --since 1h l").success(), all, "it began less than an hour ago");
+    assert_eq!(environment.line("vm logs --since 1h l").code, 0);
     let follower = environment.spawn(environment.command("banger").args(["vm", "logs", "-f", "l"]));
     environment.line("vm kill l").success();
     let output = environment.output(follower.wait_with_output().unwrap());

@@ -7,16 +7,13 @@ use actors::agent_link::{AgentLink, LinkEvent, open_operation};
 use actors::vmm::api::InstanceState;
 use actors::vmm::launch::Step;
 use actors::vmm::{CallLimits, LaunchError, LaunchLimits, Running, VmFiles, VmmConfig, adopt, launch_within};
+use fixtures::{boot_spec, exec_spec};
 use integration::binaries::binary;
 use integration::wait::DEADLINE;
 use link::frames::FrameReader;
 use messages::frame;
-use messages::guest::{
-    AgentFrame, ArgBytes, BootSpec, DaemonFrame, Drives, ExecCommand, ExecSpec, ExitStatus, GuestAnswer, GuestQuestion,
-    OnDisconnect, OutputFrame,
-};
+use messages::guest::{AgentFrame, DaemonFrame, ExitStatus, GuestAnswer, GuestQuestion, OutputFrame};
 use messages::ids::{BootNonce, OperationId, VmId};
-use messages::image::ImageConfig;
 use messages::limits::GUEST_FRAME_MAX;
 use messages::vm::Readiness;
 use std::path::{Path, PathBuf};
@@ -25,6 +22,7 @@ use tempfile::TempDir;
 use tokio::time::timeout;
 
 const VM: VmId = VmId([9; 8]);
+const NONCE: BootNonce = BootNonce([5; 16]);
 /// The deadline of a call that is to hang. Only those tests have it: a busy host must not fail the others.
 const SHORT: Duration = Duration::from_secs(2);
 
@@ -147,37 +145,8 @@ async fn a_vmm_that_dies_after_its_start_is_seen() {
     place.assert_clean();
 }
 
-fn boot_spec() -> BootSpec {
-    BootSpec {
-        vm: VM,
-        name: "a-vm".parse().unwrap(),
-        machine_id: "0".repeat(32),
-        drives: Drives { image: String::new(), disk: String::new(), modules: None },
-        network: None,
-        authorized_keys: Vec::new(),
-        ssh_host_keys: Vec::new(),
-        config: ImageConfig::default(),
-        clock_unix_ns: 0,
-        entropy: [1; 32],
-        nonce: BootNonce([5; 16]),
-    }
-}
-
-fn exec(script: &str) -> ExecSpec {
-    let argv = ["/bin/sh", "-c", script].map(|argument| ArgBytes(argument.as_bytes().to_vec()));
-    ExecSpec {
-        command: ExecCommand::Argv(argv.to_vec()),
-        env: Vec::new(),
-        workdir: None,
-        user: None,
-        terminal: None,
-        stdin: false,
-        on_disconnect: OnDisconnect::Kill,
-    }
-}
-
 async fn run(vsock: &Path, number: u8, script: &str) -> (Vec<u8>, ExitStatus) {
-    let stream = open_operation(vsock, OperationId([number; 8]), &exec(script)).await.unwrap();
+    let stream = open_operation(vsock, OperationId([number; 8]), &exec_spec(&["/bin/sh", "-c", script])).await.unwrap();
     let mut frames = FrameReader::new(stream, GUEST_FRAME_MAX);
     let mut output = Vec::new();
     loop {
@@ -201,7 +170,7 @@ async fn an_agent_in_a_process_machine_connects_runs_commands_and_survives_its_d
     while booted.is_none() {
         match timeout(DEADLINE, events.recv()).await.expect("the agent in time").unwrap() {
             LinkEvent::Connected { connection, running: None, .. } => {
-                link.send(connection, &DaemonFrame::Spec(Box::new(boot_spec()))).await.unwrap();
+                link.send(connection, &DaemonFrame::Spec(Box::new(boot_spec(VM, "a-vm", NONCE)))).await.unwrap();
             }
             LinkEvent::Connected { connection, running: Some(_), .. } => {
                 link.send(connection, &DaemonFrame::Welcome).await.unwrap();
@@ -223,11 +192,11 @@ async fn an_agent_in_a_process_machine_connects_runs_commands_and_survives_its_d
     let (link, mut events) = AgentLink::listen(&place.files.agent_socket()).unwrap();
     let found = adopt(&place.files).await.unwrap().expect("the VMM lives");
     assert_eq!(found.pid(), running.process.pid());
-    link.pin(Some(BootNonce([5; 16])));
+    link.pin(Some(NONCE));
     let connection = loop {
         match timeout(DEADLINE, events.recv()).await.expect("the agent dials again").unwrap() {
             LinkEvent::Connected { connection, running: Some(identity), .. } => {
-                assert_eq!(identity.nonce, BootNonce([5; 16]));
+                assert_eq!(identity.nonce, NONCE);
                 break connection;
             }
             LinkEvent::Refused { why } => panic!("{why}"),

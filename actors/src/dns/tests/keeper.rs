@@ -12,7 +12,7 @@ use messages::WireError;
 use messages::error::ErrorKind;
 use messages::ids::{InstanceId, VmId};
 use messages::privileged::{PrivilegedOperation, PrivilegedReply, Subnet};
-use messages::vm::{Lifetime, NetworkMode, Provenance, RestartPolicy, VmSize, VmState, VmView};
+use messages::vm::{VmState, VmView};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -23,35 +23,7 @@ const SUBNET: Subnet = Subnet { gateway: Ipv4Addr::new(127, 0, 9, 1), prefix: 24
 const AT_ONCE: Duration = Duration::from_millis(100);
 
 fn published(vm: u8, name: &str, state: VmState, address: Option<[u8; 4]>) -> Published {
-    let view = VmView {
-        id: super::id(vm),
-        name: name.parse().unwrap(),
-        state,
-        readiness: None,
-        image: "i".parse().unwrap(),
-        kernel: "k".parse().unwrap(),
-        size: VmSize {
-            vcpus: 1,
-            memory_mib: 128,
-            disk_bytes: 1 << 30,
-            vcpus_from: Provenance::Flag,
-            memory_from: Provenance::Flag,
-            disk_from: Provenance::Flag,
-        },
-        network: NetworkMode::Nat,
-        net_allow: Vec::new(),
-        ssh_host_key: None,
-        address: address.map(Ipv4Addr::from),
-        labels: Default::default(),
-        restart: RestartPolicy::No,
-        lifetime: Lifetime::Kept,
-        created_at_ms: 0,
-        started_at_ms: None,
-        vmm_pid: None,
-        operations: 0,
-        last_error: None,
-        warning: None,
-    };
+    let view = VmView { address: address.map(Ipv4Addr::from), ..fixtures::vm_view(super::id(vm), name, state) };
     Published { attempt: 0, view: Arc::new(view), error: None, gone: false, how: None }
 }
 

@@ -60,11 +60,13 @@ fn crash(doing: Doing, step: &'static str, spec: &VmSpec) -> (World, Vec<Arc<VmV
         // Let the writes of the set-up pass, so that the step is one of the action's own.
         let written = match doing {
             Doing::Create | Doing::CreateStopped => None,
-            Doing::Start => Some((Phase::Stopped, false)),
-            Doing::Stop | Doing::Kill | Doing::Delete => Some((Phase::Running, true)),
+            Doing::Start => Some(((Phase::Stopped, false), 1)),
+            Doing::Stop | Doing::Kill | Doing::Delete => Some(((Phase::Running, true), 2)),
         };
-        if let Some(written) = written {
+        if let Some((written, times)) = written {
             daemon.until_written(written).await;
+            // A record is there before the step behind its write has been passed.
+            daemon.until_passed("written", times).await;
         }
         world.script().freeze_at = Some(step);
         act(&daemon, doing, spec).await;

@@ -112,6 +112,73 @@ fn a_reboot_typed_in_the_guest_starts_the_vm_again() {
     });
 }
 
+/// On a busy host the end of the VMM is known before the frame that says what it means.
+#[test]
+fn a_reboot_whose_end_overtakes_its_last_words_is_still_a_reboot() {
+    daemon(|daemon, world| async move {
+        let mut vm = daemon.running(1, spec("web")).await;
+        world.script().last_words = Some(AgentFrame::Stopping { kind: StopKind::Reboot });
+        world.end(vm.id, true);
+        until_ready(&mut vm.watch, 2, Readiness::System, PATIENCE).await.unwrap();
+        world.script().last_words = Some(AgentFrame::Stopping { kind: StopKind::Halt });
+        world.end(vm.id, false);
+        let down = until_down(&mut vm.watch, 2, PATIENCE).await.unwrap();
+        assert_eq!(
+            (down.view.state, down.view.last_error.clone()),
+            (VmState::Stopped, None),
+            "it said that it would halt"
+        );
+        daemon.assert_no_leaks().await;
+    });
+}
+
+#[test]
+fn the_logs_of_what_runs_are_looked_at_and_no_others() {
+    daemon(|daemon, world| async move {
+        let running = daemon.running(1, spec("web")).await;
+        daemon.create(2, spec("db"), false).await.unwrap();
+        daemon.settled().await;
+        let noting = async {
+            while !world.outside().noted.contains(&running.id) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, noting).await.expect("its logs are looked at");
+        assert_eq!(world.outside().noted.len(), 1);
+    });
+}
+
+#[test]
+fn words_without_an_end_do_not_keep_a_dead_vm() {
+    daemon(|daemon, world| async move {
+        let mut vm = daemon.running(1, spec("web")).await;
+        world.script().endless_words = true;
+        world.end(vm.id, true);
+        let down = until_down(&mut vm.watch, 1, PATIENCE).await.unwrap();
+        assert_eq!(down.view.state, VmState::Stopped);
+        daemon.assert_no_leaks().await;
+    });
+}
+
+/// A guest asks for its boot spec once. Where it is faster than the report of its launch, it is answered behind that.
+#[test]
+fn a_guest_that_asks_before_its_launch_is_reported_is_answered_then() {
+    daemon(|daemon, world| async move {
+        world.script().freeze_at = Some("launched");
+        let mut vm = daemon.create(1, spec("web"), true).await.unwrap();
+        world.until_frozen().await;
+        // Its question came before this, on the same queue: once this is counted the question has been heard.
+        let operation = OperationId([1; 8]);
+        world.say(vm.id, AgentFrame::OperationStarted { operation, pid: 1 }).await;
+        let counted = vm.watch.wait_for(|now| now.view.operations == 1);
+        drop(tokio::time::timeout(PATIENCE, counted).await.unwrap().unwrap());
+        assert_eq!(world.outside().specs, [], "there is no link to answer on");
+        world.thaw();
+        until_ready(&mut vm.watch, 1, Readiness::System, PATIENCE).await.unwrap();
+        assert_eq!(world.outside().specs.len(), 1, "it asked once and is told once");
+    });
+}
+
 #[test]
 fn a_vmm_that_dies_is_a_failure_and_a_clean_end_is_a_stop() {
     daemon(|daemon, world| async move {

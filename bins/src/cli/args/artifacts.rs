@@ -1,7 +1,8 @@
 //! Flags of `banger image` and `banger kernel`.
 
-use crate::cli::parse;
+use crate::cli::{completion, parse};
 use clap::{Args, Subcommand};
+use clap_complete::engine::ArgValueCandidates;
 use messages::ids::{ImageName, KernelName, Reference, VmRef};
 use messages::vm::NetworkMode;
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ pub(in crate::cli) enum ImageCommand {
     /// Show everything about an image.
     Show {
         /// Its name.
+        #[arg(add = ArgValueCandidates::new(completion::images))]
         image: Reference,
     },
     /// Use an ext4 file of your own as an image, where it is.
@@ -27,6 +29,7 @@ pub(in crate::cli) enum ImageCommand {
     /// Copy a registered image's file into banger's own storage.
     Promote {
         /// Its name.
+        #[arg(add = ArgValueCandidates::new(completion::images))]
         image: Reference,
     },
     /// Build an image: run a script or the steps of a Containerfile in a VM made from another one.
@@ -40,6 +43,7 @@ pub(in crate::cli) enum ImageCommand {
     /// and stopped again. What is mounted in the guest stays out, and so do the VM's name, keys and machine id.
     Commit {
         /// A name, an id or a unique prefix of an id.
+        #[arg(add = ArgValueCandidates::new(completion::vms))]
         vm: VmRef,
         /// The image's name.
         #[arg(long)]
@@ -54,13 +58,13 @@ pub(in crate::cli) enum ImageCommand {
 #[derive(Debug, Args)]
 pub(in crate::cli) struct PullImageArgs {
     /// A name from `banger image catalog`, or a container image: docker.io/library/alpine:3.20.
-    #[arg(value_name = "REF")]
+    #[arg(value_name = "REF", add = ArgValueCandidates::new(completion::image_catalog))]
     pub(in crate::cli) reference: Reference,
     /// The name to keep it under. The catalog's when absent, or made of the reference's: alpine-3.20.
     #[arg(long)]
     pub(in crate::cli) name: Option<ImageName>,
     /// The kernel to boot it with, pulled with it. The catalog's, or the default one, when absent.
-    #[arg(long, value_name = "KERNEL")]
+    #[arg(long, value_name = "KERNEL", add = ArgValueCandidates::new(completion::kernels))]
     pub(in crate::cli) kernel_ref: Option<KernelName>,
 }
 
@@ -73,7 +77,7 @@ pub(in crate::cli) struct RegisterImageArgs {
     #[arg(long, value_name = "FILE")]
     pub(in crate::cli) rootfs: PathBuf,
     /// The kernel to boot it with. The default one when absent.
-    #[arg(long, value_name = "KERNEL")]
+    #[arg(long, value_name = "KERNEL", add = ArgValueCandidates::new(completion::kernels))]
     pub(in crate::cli) kernel_ref: Option<KernelName>,
 }
 
@@ -84,7 +88,7 @@ pub(in crate::cli) struct BuildImageArgs {
     #[arg(long)]
     pub(in crate::cli) name: ImageName,
     /// The image to begin with. A Containerfile's FROM when absent.
-    #[arg(long, value_name = "IMAGE", required_unless_present = "file")]
+    #[arg(long, value_name = "IMAGE", required_unless_present = "file", add = ArgValueCandidates::new(completion::images))]
     pub(in crate::cli) from: Option<Reference>,
     /// A script to run as root: by its `#!` line, else by `/bin/sh -e`.
     #[arg(long, value_name = "FILE")]
@@ -112,7 +116,7 @@ pub(in crate::cli) struct BuildImageArgs {
 #[derive(Debug, Args)]
 pub(in crate::cli) struct DeleteImagesArgs {
     /// Their names.
-    #[arg(required = true, value_name = "IMAGE")]
+    #[arg(required = true, value_name = "IMAGE", add = ArgValueCandidates::new(completion::images))]
     pub(in crate::cli) images: Vec<Reference>,
     /// Also those that VMs use: such a VM runs on, and cannot be started again once it has stopped.
     #[arg(short, long)]
@@ -126,7 +130,7 @@ pub(in crate::cli) enum KernelCommand {
     /// Fetch a kernel.
     Pull {
         /// A name from `banger kernel catalog`.
-        #[arg(value_name = "REF")]
+        #[arg(value_name = "REF", add = ArgValueCandidates::new(completion::kernel_catalog))]
         reference: Reference,
     },
     /// List the kernels on this host.
@@ -134,12 +138,13 @@ pub(in crate::cli) enum KernelCommand {
     /// Show everything about a kernel.
     Show {
         /// Its name.
+        #[arg(add = ArgValueCandidates::new(completion::kernels))]
         kernel: Reference,
     },
     /// Delete kernels that no image and no VM uses.
     Delete {
         /// Their names.
-        #[arg(required = true, value_name = "KERNEL")]
+        #[arg(required = true, value_name = "KERNEL", add = ArgValueCandidates::new(completion::kernels))]
         kernels: Vec<Reference>,
     },
 }

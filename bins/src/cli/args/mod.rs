@@ -1,4 +1,5 @@
-//! What users type. Owns every flag, its default and its help; sends nothing and knows no daemon.
+//! What users type. Owns every flag, its default and its help; sends nothing and knows no daemon (what completes a name asks
+//! one, in `completion`).
 //!
 //! A command is here once it works. `--help` of everything is a snapshot in `integration/tests`.
 
@@ -9,7 +10,7 @@ mod vm;
 pub(super) use artifacts::{BuildImageArgs, DeleteImagesArgs, ImageCommand, KernelCommand, PullImageArgs};
 pub(super) use daemon::{ConfigCommand, DaemonCommand, DaemonStartArgs, OwnerArgs, RootCommand};
 pub(super) use vm::{
-    CreateArgs, DeleteArgs, ExecArgs, ListArgs, LogsArgs, RunArgs, SpecArgs, SshArgs, VmCommand, VmFilter,
+    CreateArgs, DeleteArgs, ExecArgs, ListArgs, LogsArgs, RunArgs, SpecArgs, SshArgs, StatsArgs, VmCommand, VmFilter,
 };
 
 use clap::{Args, Parser, Subcommand};
@@ -92,7 +93,10 @@ Loading it:
   zsh         source <(banger completion zsh)            # in ~/.zshrc, after compinit
   fish        banger completion fish | source            # in ~/.config/fish/config.fish
   powershell  banger completion powershell | Out-String | Invoke-Expression
-  elvish      eval (banger completion elvish | slurp)";
+  elvish      eval (banger completion elvish | slurp)
+
+The script asks `banger` for everything: names of VMs, images and kernels are those that the daemon has now. Where no daemon
+runs none is started, and there are no names. File names are never offered.";
 
 #[cfg(test)]
 mod tests {

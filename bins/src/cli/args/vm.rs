@@ -1,11 +1,13 @@
 //! Flags of `banger vm`.
 
+use crate::cli::completion;
 use crate::cli::parse::{self, KeyValue};
 use clap::{Args, Subcommand, ValueEnum};
+use clap_complete::engine::ArgValueCandidates;
 use messages::ids::{Reference, VmName, VmRef};
 use messages::vm::{NetAllow, NetworkMode, Readiness, RestartPolicy, VmState};
 use std::ffi::OsString;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum VmCommand {
@@ -54,7 +56,7 @@ pub(in crate::cli) enum VmCommand {
     /// Give a VM another name.
     Rename(RenameArgs),
     /// Print a VM's counters: CPU, memory, disk, network.
-    Stats(VmArg),
+    Stats(StatsArgs),
     /// List the ports that programs in a VM listen on.
     Ports(VmArg),
 }
@@ -63,6 +65,7 @@ pub(in crate::cli) enum VmCommand {
 #[derive(Debug, Args)]
 pub(in crate::cli) struct VmArg {
     /// A name, an id or a unique prefix of an id.
+    #[arg(add = ArgValueCandidates::new(completion::vms))]
     pub(in crate::cli) vm: VmRef,
 }
 
@@ -70,7 +73,7 @@ pub(in crate::cli) struct VmArg {
 #[derive(Debug, Args)]
 pub(in crate::cli) struct VmsArgs {
     /// Names, ids or unique prefixes of ids.
-    #[arg(required = true, value_name = "VM")]
+    #[arg(required = true, value_name = "VM", add = ArgValueCandidates::new(completion::vms))]
     pub(in crate::cli) vms: Vec<VmRef>,
 }
 
@@ -81,10 +84,10 @@ pub(in crate::cli) struct SpecArgs {
     #[arg(long)]
     pub(in crate::cli) name: Option<VmName>,
     /// The image: a catalog name or one on this host. The configured default when absent.
-    #[arg(long, value_name = "REF")]
+    #[arg(long, value_name = "REF", add = ArgValueCandidates::new(completion::image_references))]
     pub(in crate::cli) image: Option<Reference>,
     /// The kernel. The image's own when absent.
-    #[arg(long, value_name = "REF")]
+    #[arg(long, value_name = "REF", add = ArgValueCandidates::new(completion::kernel_references))]
     pub(in crate::cli) kernel: Option<Reference>,
     /// Virtual CPUs.
     #[arg(long, value_name = "N", value_parser = parse::vcpus)]
@@ -220,6 +223,7 @@ pub(in crate::cli) enum VmFilter {
 #[command(override_usage = "banger vm exec [OPTIONS] VM -- CMD...")]
 pub(in crate::cli) struct ExecArgs {
     /// A name, an id or a unique prefix of an id.
+    #[arg(add = ArgValueCandidates::new(completion::vms))]
     pub(in crate::cli) vm: VmRef,
     /// Pass stdin on, also from a terminal.
     #[arg(short, long)]
@@ -232,7 +236,7 @@ pub(in crate::cli) struct ExecArgs {
     /// What to wait for before the command is run.
     #[arg(long, value_enum, value_name = "LEVEL", default_value = "agent")]
     pub(in crate::cli) wait: WaitLevel,
-    /// Leave the command running once it has started; its output is discarded.
+    /// Print the operation's id once the command runs, and leave it running; its output is discarded.
     #[arg(long, conflicts_with = "interactive")]
     pub(in crate::cli) detach: bool,
     /// The command and its arguments.
@@ -244,6 +248,7 @@ pub(in crate::cli) struct ExecArgs {
 #[command(override_usage = "banger vm ssh [OPTIONS] VM [-- CMD...]")]
 pub(in crate::cli) struct SshArgs {
     /// A name, an id or a unique prefix of an id.
+    #[arg(add = ArgValueCandidates::new(completion::vms))]
     pub(in crate::cli) vm: VmRef,
     /// Give the command a terminal.
     #[arg(short, long)]
@@ -257,6 +262,10 @@ pub(in crate::cli) struct SshArgs {
 pub(in crate::cli) struct LogsArgs {
     #[command(flatten)]
     pub(in crate::cli) vm: VmArg,
+    /// Only what was written since: a time ago (`90s`, `2h`), or a time (`2026-01-31T12:00:00Z`, UTC). Exact to a second while the
+    /// daemon ran; what was written while it did not counts as written when it looked again.
+    #[arg(long, value_name = "TIME", value_parser = parse::since)]
+    pub(in crate::cli) since: Option<SystemTime>,
     /// Print what is added until the VM stops.
     #[arg(short, long)]
     pub(in crate::cli) follow: bool,
@@ -266,8 +275,18 @@ pub(in crate::cli) struct LogsArgs {
 }
 
 #[derive(Debug, Args)]
+pub(in crate::cli) struct StatsArgs {
+    #[command(flatten)]
+    pub(in crate::cli) vm: VmArg,
+    /// Print them again every 2 seconds until the VM stops, with rates: on a terminal in place, with `--json` an object a line.
+    #[arg(short, long)]
+    pub(in crate::cli) watch: bool,
+}
+
+#[derive(Debug, Args)]
 pub(in crate::cli) struct RenameArgs {
     /// A name, an id or a unique prefix of an id.
+    #[arg(add = ArgValueCandidates::new(completion::vms))]
     pub(in crate::cli) vm: VmRef,
     /// The new name: a DNS label.
     #[arg(value_name = "NAME")]

@@ -20,6 +20,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 /// How long a client may take to say what it wants.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
@@ -69,6 +70,8 @@ struct Context {
     metrics: Metrics,
     uds_path: PathBuf,
     next_local_port: AtomicU32,
+    /// The link has ended: nothing more can come from the guest than what has been taken from it.
+    over: CancellationToken,
 }
 
 /// A client holds one of the slots for as long as it is served.
@@ -77,7 +80,8 @@ struct Client {
     slot: OwnedSemaphorePermit,
 }
 
-/// Serves both directions until the link ends or this is dropped, which ends every connection.
+/// Serves both directions until the link has ended and the clients have been given what the guest said before. Dropping it
+/// ends every connection at once.
 pub async fn serve(
     socket: Arc<SocketFile>,
     handle: MuxHandle,
@@ -87,7 +91,8 @@ pub async fn serve(
 ) {
     let uds_path = socket.path.clone();
     let next_local_port = AtomicU32::new(FIRST_LOCAL_PORT);
-    let context = Arc::new(Context { handle, script, metrics, uds_path, next_local_port });
+    let over = CancellationToken::new();
+    let context = Arc::new(Context { handle, script, metrics, uds_path, next_local_port, over });
     let slots = Arc::new(Semaphore::new(CLIENTS_MAX));
     let mut connections = JoinSet::new();
     loop {
@@ -96,13 +101,15 @@ pub async fn serve(
                 connections.spawn(from_host(client, context.clone()));
             }
             arrival = arrivals.accept() => {
-                let Some(arrival) = arrival else { return };
+                let Some(arrival) = arrival else { break };
                 connections.spawn(from_guest(arrival, context.clone()));
             }
             // Lets go of what has ended.
             Some(_) = connections.join_next() => {}
         }
     }
+    context.over.cancel();
+    while connections.join_next().await.is_some() {}
 }
 
 async fn next_client(socket: &SocketFile, slots: &Arc<Semaphore>) -> Client {
@@ -154,7 +161,7 @@ async fn from_host(client: Client, context: Arc<Context>) {
     let early = &request.early[..];
     if stream.write_all(greeting.as_bytes()).await.is_ok() && (early.is_empty() || guest.write_all(early).await.is_ok())
     {
-        relay::relay(stream, guest).await;
+        relay::relay(stream, guest, &context.over).await;
     }
     drop(slot);
 }
@@ -172,7 +179,7 @@ async fn from_guest(arrival: Incoming, context: Arc<Context>) {
         Ok(Ok(stream)) => {
             context.metrics.guest_connect(false);
             match arrival.accept().await {
-                Ok(guest) => relay::relay(stream, guest).await,
+                Ok(guest) => relay::relay(stream, guest, &context.over).await,
                 Err(error) => tracing::debug!(port, %error, "the guest went away"),
             }
         }

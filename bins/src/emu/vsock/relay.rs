@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
+use tokio_util::sync::CancellationToken;
 
 /// Large enough that a bulk copy is not all wake-ups. The memory is only touched as far as it is used.
 const BUFFER: usize = 128 << 10;
@@ -25,8 +26,8 @@ struct Progress {
 }
 
 /// Carries bytes until both directions have ended. A client that hangs up altogether ends the stream as well, or a silent
-/// guest could keep it for ever.
-pub(super) async fn relay(client: UnixStream, guest: MuxStream) {
+/// guest could keep it for ever. Once the link is `over`, nobody is there to be sent anything.
+pub(super) async fn relay(client: UnixStream, guest: MuxStream, over: &CancellationToken) {
     let (mut client_reader, mut client_writer) = client.into_split();
     let (mut guest_reader, mut guest_writer) = tokio::io::split(guest);
     let progress = Progress::default();
@@ -47,6 +48,7 @@ pub(super) async fn relay(client: UnixStream, guest: MuxStream) {
             Ok(()) => tokio::select! {
                 result = &mut outward => result,
                 () = stuck(&progress) => Err(io::ErrorKind::TimedOut.into()),
+                () = over.cancelled() => Ok(()),
             },
             Err(error) => Err(error),
         },

@@ -16,7 +16,10 @@ struct Host {
     metrics: Metrics,
     /// The guest's way to open streams.
     guest: MuxHandle,
+    handle: MuxHandle,
     server: tokio::task::JoinHandle<()>,
+    /// The guest's end of the port goes with it.
+    guest_driver: tokio::task::JoinHandle<()>,
 }
 
 impl Host {
@@ -55,7 +58,7 @@ async fn host(script: &str) -> Host {
     let script = Script::parse(script).unwrap();
     let server = tokio::spawn(serve(socket, handle.clone(), listener, script, metrics.clone()));
     let Mux { handle: guest, mut listener, driver } = mux::guest(guest_io, Attach::Fresh);
-    tokio::spawn(driver.run());
+    let guest_driver = tokio::spawn(async move { drop(driver.run().await) });
     tokio::spawn(async move {
         while let Some(incoming) = listener.accept().await {
             tokio::spawn(guest_service(incoming));
@@ -68,7 +71,7 @@ async fn host(script: &str) -> Host {
         }
     })
     .await;
-    Host { dir, metrics, guest, server }
+    Host { dir, metrics, guest, handle, server, guest_driver }
 }
 
 async fn guest_service(incoming: Incoming) {
@@ -191,6 +194,39 @@ async fn the_guest_reaches_listeners_and_only_those() {
     within(stream.read_exact(&mut bytes)).await.unwrap();
     drop(accepted);
     assert_eq!(within(stream.read(&mut bytes)).await.unwrap_or(0), 0);
+}
+
+/// A machine that ends takes nothing along that its guest said, however slowly a client reads; clients that say nothing do not
+/// keep it.
+#[tokio::test]
+async fn last_words_outlive_the_machine() {
+    // More than a socket takes (net.core.wmem_default, 208 KiB), so that it cannot all have been passed on before the end; and
+    // no more than the link lets a guest say at once.
+    const WORDS: usize = 256 << 10;
+    let host = host("[]").await;
+    let listen = |port: u32| {
+        let mut path = OsString::from(host.path());
+        path.push(format!("_{port}"));
+        UnixListener::bind(&path).unwrap()
+    };
+    let (slow, quick) = (listen(1024), listen(1025));
+    let idle = host.connect(ECHO).await;
+    let (words, slow) = tokio::join!(within(host.guest.open(1024)), within(slow.accept()));
+    let (mut words, (mut slow, _)) = (words.unwrap(), slow.unwrap());
+    within(words.write_all(&vec![7; WORDS])).await.unwrap();
+    // One connection carries both, in order: when this has come, so has all of the other.
+    let (marker, quick) = tokio::join!(within(host.guest.open(1025)), within(quick.accept()));
+    let (mut marker, (mut quick, _)) = (marker.unwrap(), quick.unwrap());
+    within(marker.write_all(b"!")).await.unwrap();
+    within(quick.read_exact(&mut [0])).await.unwrap();
+    host.guest_driver.abort();
+    within(async { while host.handle.open(GREETER).await.is_ok() {} }).await;
+    let mut heard = Vec::new();
+    // The machine's end may look like a broken connection, but only behind the last byte.
+    drop(within(slow.read_to_end(&mut heard)).await);
+    assert_eq!(heard.len(), WORDS);
+    within(host.server).await.unwrap();
+    drop((idle, quick));
 }
 
 #[tokio::test]
