@@ -16,4 +16,8 @@ pub use error::Ext4Error;
 pub use tree::{Meta, Tree};
 
 #[cfg(test)]
+mod differential;
+#[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
