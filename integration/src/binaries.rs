@@ -1,6 +1,6 @@
 //! Finds the programs under test.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Says where the programs are, for `make test`.
 pub const BIN_DIR_ENV: &str = "BANGER_BIN_DIR";
@@ -20,10 +20,7 @@ fn candidates() -> Vec<PathBuf> {
     if let Some(dir) = std::env::var_os(BIN_DIR_ENV) {
         return vec![PathBuf::from(dir)];
     }
-    // target/release/deps/<test> → target/release; the agent is built for an explicit target, and so lies elsewhere.
+    // target/release/deps/<test> → target/release
     let test = std::env::current_exe().unwrap();
-    let profile = test.ancestors().nth(2).unwrap();
-    let target = profile.parent().unwrap_or(Path::new("/"));
-    let name = profile.file_name().unwrap();
-    vec![profile.to_path_buf(), target.join("x86_64-unknown-linux-gnu").join(name)]
+    vec![test.ancestors().nth(2).unwrap().to_path_buf()]
 }

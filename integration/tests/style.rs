@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Lines of code in one file, tests apart, above which it has to be taken apart.
 const LINES_MAX: usize = 600;
@@ -93,6 +95,28 @@ fn versions_live_in_the_workspace_only() {
             }
         }
     }
+}
+
+/// Dependencies of packages, each with the features that it is built with.
+fn built_for(packages: &[&str]) -> BTreeSet<String> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["tree", "--locked", "--offline", "--edges", "normal,build", "--prefix", "none", "--no-dedupe"]);
+    cargo.args(["--format", "{p}|{f}"]).args(packages.iter().flat_map(|package| ["--package", package]));
+    let output = cargo.current_dir(root()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().map(|line| line.replace(" (*)", "").replace(" (proc-macro)", "")).collect()
+}
+
+/// What is built with other features is built again: that would be a third of everything (docs/adr/0005).
+#[test]
+fn the_agent_is_built_of_what_is_built_for_the_host() {
+    let (host, agent) = (built_for(&["bins", "smoke"]), built_for(&["guest"]));
+    assert!(host.len() > 300 && agent.len() > 100, "{} and {}", host.len(), agent.len());
+    let its_own = ["guest ", "messages ", "banger-link ", "tokio-vsock ", "vsock "];
+    let twice: Vec<_> =
+        agent.difference(&host).filter(|built| !its_own.iter().any(|name| built.starts_with(name))).collect();
+    assert!(twice.is_empty(), "give `guest` the features that the host's programs have, of {twice:#?}");
 }
 
 #[test]

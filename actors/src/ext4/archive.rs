@@ -45,6 +45,9 @@ struct Records {
     sparse: Sparse,
 }
 
+/// Where data lies in a sparse file: offsets and lengths, in bytes.
+type Map = Vec<(u64, u64)>;
+
 /// What the records say of a sparse file of GNU tar's.
 #[derive(Default)]
 struct Sparse {
@@ -53,7 +56,7 @@ struct Sparse {
     name: Option<Vec<u8>>,
     size: Option<u64>,
     /// Format 0.1.
-    map: Option<Vec<(u64, u64)>>,
+    map: Option<Map>,
     /// The pieces of format 0.0, one record each.
     pieces: Vec<u64>,
 }
@@ -208,7 +211,7 @@ impl<R: Read> Archive<R> {
     }
 
     /// The map in an old GNU header, and in the blocks that may follow it.
-    fn gnu_map(&mut self, gnu: &tar::GnuHeader) -> io::Result<Vec<(u64, u64)>> {
+    fn gnu_map(&mut self, gnu: &tar::GnuHeader) -> io::Result<Map> {
         let mut map = Vec::new();
         let mut add = |piece: &tar::GnuSparseHeader| -> io::Result<()> {
             if !piece.is_empty() {
@@ -233,7 +236,7 @@ impl<R: Read> Archive<R> {
     }
 
     /// Format 1.0: decimal numbers, one in a line, filled up to a whole block, before the data.
-    fn leading_map(&mut self) -> io::Result<Vec<(u64, u64)>> {
+    fn leading_map(&mut self) -> io::Result<Map> {
         let mut text = Vec::new();
         let mut numbers: Vec<u64> = Vec::new();
         loop {

@@ -1,10 +1,11 @@
-//! Every ext4 file that banger makes: images and module drives from a tree in memory, VM disks from templates. No root, no
-//! mount; `e2fsck -fn` judges the results in the tests.
+//! Every ext4 file that banger makes: images and module drives from a tree in memory, VM disks from templates; and files inside
+//! of those that nobody has mounted. No root, no mount; `e2fsck -fn` judges the results in the tests.
 
 mod archive;
 pub mod build;
 pub mod disk;
 pub mod error;
+pub mod files;
 pub mod layer;
 pub mod spool;
 pub mod superblock;
@@ -16,5 +17,9 @@ pub use error::Ext4Error;
 pub use superblock::{Superblock, SuperblockError};
 pub use tree::{Meta, Tree};
 
+#[cfg(test)]
+mod differential;
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

@@ -83,9 +83,12 @@ fn read_entry<R: Read>(
     let what = match member.header.entry_type() {
         EntryType::Directory => What::Directory,
         // Before tar knew types, a directory was a file whose name ends in a slash.
-        EntryType::Regular if member.path.ends_with(b"/") && member.size == 0 => What::Directory,
+        EntryType::Regular | EntryType::Continuous if member.path.ends_with(b"/") && member.size == 0 => {
+            What::Directory
+        }
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => What::File(match contents {
-            Contents::Kept if member.size > CONTENT_MAX => {
+            // Before any of it is read: a hole of any size takes no bytes in an archive.
+            Contents::Kept if spool.length().saturating_add(member.size) > CONTENT_MAX => {
                 return Err(Ext4Error::TooMuch { what: "bytes", limit: CONTENT_MAX });
             }
             Contents::Kept => spool.append(archive)?,

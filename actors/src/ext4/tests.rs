@@ -20,7 +20,7 @@ fn tool(program: &str, arguments: &[&str], path: &Path) -> (bool, String) {
     (output.status.success(), text)
 }
 
-fn assert_clean(path: &Path) {
+pub(super) fn assert_clean(path: &Path) {
     let (clean, said) = tool("e2fsck", &["-fn"], path);
     assert!(clean, "{said}");
 }

@@ -20,6 +20,8 @@ pub(super) const CONTENT_MAX: u64 = 256 << 30;
 const LINKS_MAX: usize = 40;
 /// The longest path or target of a link (`PATH_MAX`, linux/limits.h).
 const PATH_LENGTH_MAX: usize = 4096;
+/// The longest name (`EXT4_NAME_LEN`, fs/ext4/ext4.h).
+const NAME_LENGTH_MAX: usize = 255;
 
 /// What is known of a file apart from its name and contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,6 +208,7 @@ impl Tree {
         let (parents, name) = split(path)?;
         let Some(name) = name else {
             self.nodes[0].meta = meta;
+            self.nodes[0].attributes.clear();
             return Ok(());
         };
         let parent = self.parent(&parents, path)?;
@@ -237,7 +240,7 @@ impl Tree {
     /// # Errors
     /// When the path or target cannot be stored.
     pub fn symlink(&mut self, path: &[u8], meta: Meta, target: &[u8]) -> Result<(), Ext4Error> {
-        if target.len() >= PATH_LENGTH_MAX {
+        if target.len() >= PATH_LENGTH_MAX || target.contains(&0) {
             return Err(Ext4Error::BadPath { path: shown(path) });
         }
         let target = utf8(target)?.to_owned();
@@ -447,8 +450,8 @@ impl Tree {
     fn parent(&mut self, components: &[&str], path: &[u8]) -> Result<usize, Ext4Error> {
         let mut walk = self.walk_to(components);
         if let Walk::Missing { mut directory, rest } = walk {
-            // A link to `..` of what is not there.
-            if rest.iter().any(|component| component == "..") {
+            // A link to `..` of what is not there, or to what no directory can be called.
+            if rest.iter().any(|component| component == ".." || component.len() > NAME_LENGTH_MAX) {
                 return Err(Ext4Error::BadPath { path: shown(path) });
             }
             for component in &rest {
@@ -539,7 +542,9 @@ fn split(path: &[u8]) -> Result<(Vec<&str>, Option<&str>), Ext4Error> {
         match component {
             b"" | b"." => {}
             b".." => return Err(Ext4Error::BadPath { path: shown(path) }),
-            name if name.len() > 255 || name.contains(&0) => return Err(Ext4Error::BadPath { path: shown(path) }),
+            name if name.len() > NAME_LENGTH_MAX || name.contains(&0) => {
+                return Err(Ext4Error::BadPath { path: shown(path) });
+            }
             name => components.push(std::str::from_utf8(name).map_err(|_| Ext4Error::NotUtf8 { path: shown(path) })?),
         }
     }

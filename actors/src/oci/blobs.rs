@@ -13,9 +13,12 @@ use std::time::SystemTime;
 
 const PARTIAL: &str = ".partial";
 
-/// Held across a download, which a message to an actor cannot be.
-#[expect(clippy::disallowed_types, reason = "held by tasks while they wait; a dropped pull lets go by itself")]
-type Lock = tokio::sync::Mutex<()>;
+/// Held while a blob is fetched.
+#[expect(
+    clippy::disallowed_types,
+    reason = "held by tasks, across a download, so no actor's to hand out; a dropped pull lets go by itself"
+)]
+type Turn = tokio::sync::Mutex<()>;
 
 /// One directory of blobs. Clones are the same one.
 #[derive(Debug, Clone)]
@@ -23,8 +26,8 @@ pub struct BlobCache {
     directory: PathBuf,
     /// Most bytes that are kept; no bound where absent.
     max_bytes: Option<u64>,
-    /// Whoever fetches a blob holds its lock: two pulls that share a layer fetch it once.
-    locks: Arc<Mutex<HashMap<String, Weak<Lock>>>>,
+    /// Whoever fetches a blob holds its turn: two pulls that share a layer fetch it once.
+    locks: Arc<Mutex<HashMap<String, Weak<Turn>>>>,
 }
 
 /// A blob's file.
@@ -43,14 +46,14 @@ impl BlobCache {
         Self { directory: directory.into(), max_bytes, locks: Arc::default() }
     }
 
-    pub(super) fn lock(&self, digest: &str) -> Arc<Lock> {
+    pub(super) fn lock(&self, digest: &str) -> Arc<Turn> {
         // A map of names: a panic elsewhere cannot have left it half-changed.
         let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
         locks.retain(|_, lock| lock.strong_count() > 0);
         if let Some(lock) = locks.get(digest).and_then(Weak::upgrade) {
             return lock;
         }
-        let lock = Arc::new(Lock::new(()));
+        let lock = Arc::new(Turn::new(()));
         locks.insert(digest.to_owned(), Arc::downgrade(&lock));
         lock
     }

@@ -1,7 +1,7 @@
 //! What can go wrong between a reference and the bytes that it stands for.
 
+use super::RequestError;
 use messages::{ErrorKind, WireError};
-use oci_client::errors::{OciDistributionError, OciErrorCode};
 use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ pub enum OciError {
         what: String,
         registry: String,
         #[source]
-        source: Box<OciDistributionError>,
+        source: RequestError,
     },
     #[error("`{reference}` is not for linux/amd64, only for {}", offered.join(", "))]
     Platform { reference: String, offered: Vec<String> },
@@ -60,30 +60,17 @@ impl OciError {
     }
 
     /// Tells what a registry's answer means; `what` is the reference or digest that was asked for.
-    pub(super) fn answered(what: &str, registry: &str, source: OciDistributionError) -> Self {
-        let denied = || Self::Unauthorized { reference: what.to_owned(), registry: registry.to_owned() };
-        match &source {
-            OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_) => denied(),
-            OciDistributionError::ServerError { code: 401 | 403, .. } => denied(),
-            OciDistributionError::ServerError { code: 404, .. }
-            | OciDistributionError::ImageManifestNotFoundError(_) => Self::NotFound { reference: what.to_owned() },
-            OciDistributionError::RegistryError { envelope, .. } => {
-                let said = |codes: &[OciErrorCode]| envelope.errors.iter().any(|error| codes.contains(&error.code));
-                if said(&[
-                    OciErrorCode::ManifestUnknown,
-                    OciErrorCode::NameUnknown,
-                    OciErrorCode::BlobUnknown,
-                    OciErrorCode::NotFound,
-                ]) {
-                    Self::NotFound { reference: what.to_owned() }
-                } else if said(&[OciErrorCode::Unauthorized, OciErrorCode::Denied]) {
-                    denied()
-                } else {
-                    Self::Registry { what: what.to_owned(), registry: registry.to_owned(), source: Box::new(source) }
-                }
+    pub(super) fn answered(what: &str, registry: &str, source: RequestError) -> Self {
+        if let RequestError::Status { status, codes, .. } = &source {
+            let said = |known: &[&str]| codes.iter().any(|code| known.contains(&code.as_str()));
+            if *status == 404 || said(&["MANIFEST_UNKNOWN", "NAME_UNKNOWN", "BLOB_UNKNOWN", "NOT_FOUND"]) {
+                return Self::NotFound { reference: what.to_owned() };
             }
-            _ => Self::Registry { what: what.to_owned(), registry: registry.to_owned(), source: Box::new(source) },
+            if matches!(status, 401 | 403) || said(&["UNAUTHORIZED", "DENIED"]) {
+                return Self::Unauthorized { reference: what.to_owned(), registry: registry.to_owned() };
+            }
         }
+        Self::Registry { what: what.to_owned(), registry: registry.to_owned(), source }
     }
 
     /// True where the same request may well succeed a moment later.
@@ -91,14 +78,12 @@ impl OciError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Cut { .. } => true,
-            Self::Registry { source, .. } => match &**source {
-                OciDistributionError::RequestError(error) => !error.is_builder() && !tls(error),
-                OciDistributionError::IoError(_) => true,
-                OciDistributionError::ServerError { code, .. } => *code == 429 || *code >= 500,
-                OciDistributionError::RegistryError { envelope, .. } => {
-                    envelope.errors.iter().any(|error| error.code == OciErrorCode::Toomanyrequests)
+            Self::Registry { source, .. } => match source {
+                RequestError::Transport(error) => !error.is_builder() && !tls(error),
+                RequestError::Status { status, codes, .. } => {
+                    *status == 429 || *status >= 500 || codes.iter().any(|code| code == "TOOMANYREQUESTS")
                 }
-                _ => false,
+                RequestError::TooLong { .. } | RequestError::Realm { .. } | RequestError::Token { .. } => false,
             },
             _ => false,
         }
@@ -143,7 +128,7 @@ impl From<&OciError> for WireError {
             OciError::Credentials { .. } => {
                 wire.hint("they are looked for as docker does: ~/.docker/config.json and its helpers")
             }
-            OciError::Registry { registry, source, .. } if matches!(&**source, OciDistributionError::RequestError(error) if tls(error)) => {
+            OciError::Registry { registry, source: RequestError::Transport(error), .. } if tls(error) => {
                 wire.hint(format!("if it speaks plain HTTP, add \"{registry}\" to `insecure_registries` in the config"))
             }
             _ => wire,

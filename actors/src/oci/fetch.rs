@@ -4,12 +4,11 @@
 use super::blobs::Slot;
 use super::follow::{Arrival, Verified};
 use super::registry::{Blob, Registry};
+use super::session::RequestError;
 use super::{BlobCache, OciError};
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use bytes::Bytes;
-use futures::StreamExt as _;
-use oci_client::client::BlobResponse;
-use oci_client::errors::OciDistributionError;
+use reqwest::StatusCode;
 use sha2::{Digest as _, Sha256};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
@@ -114,12 +113,10 @@ async fn stream(
     sender: &mpsc::Sender<Bytes>,
 ) -> Result<(), OciError> {
     // A registry that knows no ranges sends all of it again: what we have is skipped, and so stays what was hashed.
-    let (mut body, mut skip) = match registry.blob(blob, *offset).await? {
-        BlobResponse::Partial(body) => (body, 0),
-        BlobResponse::Full(body) => (body, *offset),
-    };
-    while let Some(chunk) = body.stream.next().await {
-        let mut chunk = chunk.map_err(|error| registry.failed(&blob.digest, OciDistributionError::IoError(error)))?;
+    let mut body = registry.blob(blob, *offset).await?;
+    let mut skip = if body.status() == StatusCode::PARTIAL_CONTENT { 0 } else { *offset };
+    let broken = |error| registry.failed(&blob.digest, RequestError::Transport(error));
+    while let Some(mut chunk) = body.chunk().await.map_err(broken)? {
         let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
         skip -= skipped as u64;
         chunk = chunk.split_off(skipped);

@@ -22,6 +22,23 @@ pub(crate) struct Manners {
     pub(crate) busy: u32,
     /// User and password that it asks for.
     pub(crate) login: Option<(String, String)>,
+    /// Sends whoever asks for something to its own desk for a token.
+    pub(crate) desk: Option<Desk>,
+    /// So many blanks after every manifest and token: they are still JSON.
+    pub(crate) padding: usize,
+    /// Says of no answer how long it is.
+    pub(crate) unstated: bool,
+}
+
+/// Where tokens are had.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Desk {
+    /// The refresh token that it wants; tokens are for everybody where there is none.
+    pub(crate) refresh: Option<String>,
+    /// The place that the registry names instead of this desk.
+    pub(crate) realm: Option<String>,
+    /// How many requests each token is good for.
+    pub(crate) uses: usize,
 }
 
 #[derive(Debug, Default)]
@@ -30,6 +47,8 @@ struct Shelves {
     manifests: HashMap<String, (&'static str, Vec<u8>)>,
     manners: Manners,
     asked: Vec<String>,
+    /// The token that was granted last, and how many requests it is still good for.
+    granted: (usize, usize),
 }
 
 /// A running registry. Clones are the same one.
@@ -114,20 +133,27 @@ impl Hub {
     }
 
     fn serve(&self, mut stream: TcpStream) -> std::io::Result<()> {
-        let mut lines = BufReader::new(stream.try_clone()?).lines();
+        let mut reader = BufReader::new(stream.try_clone()?);
+        let mut lines = reader.by_ref().lines();
         let first = lines.next().unwrap_or(Ok(String::new()))?;
         let headers: HashMap<String, String> = lines
             .map_while(Result::ok)
             .take_while(|line| !line.is_empty())
             .filter_map(|line| line.split_once(": ").map(|(key, value)| (key.to_lowercase(), value.to_owned())))
             .collect();
+        let mut form = vec![0; headers.get("content-length").map_or(0, |length| length.parse().unwrap())];
+        reader.read_exact(&mut form)?;
         let (status, extra, body, sent) = {
             let mut shelves = self.shelves.lock().unwrap();
             let range = headers.get("range").map(String::as_str).unwrap_or_default();
             shelves.asked.push(format!("{} {range}", first.trim_end_matches(" HTTP/1.1")).trim_end().to_owned());
-            answer(&mut shelves, &first, &headers)
+            let mut answer = answer(&mut shelves, &self.address, &first, &headers, &String::from_utf8(form).unwrap());
+            if !shelves.manners.unstated {
+                answer.1 += &format!("content-length: {}\r\n", answer.2.len());
+            }
+            answer
         };
-        write!(stream, "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n{extra}\r\n", body.len())?;
+        write!(stream, "HTTP/1.1 {status}\r\nconnection: close\r\n{extra}\r\n")?;
         if !first.starts_with("HEAD ") {
             stream.write_all(&body[..sent.min(body.len())])?;
         }
@@ -138,7 +164,7 @@ impl Hub {
 
 type Answer = (&'static str, String, Vec<u8>, usize);
 
-fn answer(shelves: &mut Shelves, first: &str, headers: &HashMap<String, String>) -> Answer {
+fn answer(shelves: &mut Shelves, address: &str, first: &str, headers: &HashMap<String, String>, form: &str) -> Answer {
     let whole = |status, extra: String, body: Vec<u8>| {
         let sent = body.len();
         (status, extra, body, sent)
@@ -154,13 +180,37 @@ fn answer(shelves: &mut Shelves, first: &str, headers: &HashMap<String, String>)
             return whole("401 Unauthorized", "www-authenticate: Basic realm=\"test\"\r\n".to_owned(), Vec::new());
         }
     }
+    let padding = vec![b' '; shelves.manners.padding];
+    if let Some(desk) = shelves.manners.desk.clone() {
+        if first.split(' ').nth(1).unwrap_or_default().starts_with("/token") {
+            let asked = match &desk.refresh {
+                Some(token) => {
+                    first.starts_with("POST ") && form.split('&').any(|field| field == format!("refresh_token={token}"))
+                }
+                None => first.starts_with("GET "),
+            };
+            if !asked {
+                return whole("401 Unauthorized", String::new(), Vec::new());
+            }
+            shelves.granted = (shelves.granted.0 + 1, desk.uses);
+            let token = format!("{{\"access_token\":\"granted-{}\",\"expires_in\":300}}", shelves.granted.0);
+            return whole("200 OK", String::new(), [token.as_bytes(), &padding].concat());
+        }
+        let (number, left) = shelves.granted;
+        if left == 0 || headers.get("authorization") != Some(&format!("Bearer granted-{number}")) {
+            let realm = desk.realm.unwrap_or_else(|| format!("http://{address}/token"));
+            let challenge = format!("www-authenticate: Bearer realm=\"{realm}\",service=\"the hub\"\r\n");
+            return whole("401 Unauthorized", challenge, Vec::new());
+        }
+        shelves.granted.1 -= 1;
+    }
     let path = first.split(' ').nth(1).unwrap_or_default().trim_start_matches("/v2/");
     if path.is_empty() {
         return whole("200 OK", String::new(), Vec::new());
     }
     if let Some((kind, bytes)) = shelves.manifests.get(path) {
         let extra = format!("content-type: {kind}\r\ndocker-content-digest: {}\r\n", digest(bytes));
-        return whole("200 OK", extra, bytes.clone());
+        return whole("200 OK", extra, [bytes.as_slice(), &padding].concat());
     }
     let blob = path.split_once("/blobs/").and_then(|(_, digest)| shelves.blobs.get(digest)).cloned();
     let Some(bytes) = blob else {

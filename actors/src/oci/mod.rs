@@ -4,11 +4,14 @@
 pub mod blobs;
 pub mod credentials;
 pub mod decompress;
+mod document;
 pub mod error;
 pub mod fetch;
 pub mod follow;
 pub mod reference;
 pub mod registry;
+mod session;
+mod token;
 
 pub use blobs::BlobCache;
 pub use decompress::Decompressed;
@@ -16,6 +19,7 @@ pub use error::OciError;
 pub use follow::Follower;
 pub use reference::{canonical, image_name, is_reference};
 pub use registry::{Access, Blob, Registry, Resolved};
+pub use session::RequestError;
 
 #[cfg(test)]
 pub(crate) mod hub;

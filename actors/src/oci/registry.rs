@@ -1,34 +1,37 @@
 //! One registry, as one pull talks to it: what a reference stands for, and the bytes of its blobs. Keeps nothing on disk.
 
 use super::OciError;
-use super::credentials::credentials;
+use super::credentials::{Login, credentials};
+use super::document::{self, ConfigFile};
 use super::fetch::pauses;
 use super::reference::{canonical, is_sha256};
-use futures::StreamExt as _;
+use super::session::{ANSWER_DEADLINE, Ask, RequestError, Session, whole};
 use messages::image::ImageConfig;
 use oci_client::Reference;
-use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol};
-use oci_client::errors::OciDistributionError;
 use oci_client::manifest::{ImageIndexEntry, OciDescriptor, OciImageManifest, OciManifest};
-use oci_client::secrets::RegistryAuth;
-use serde::Deserialize;
+use reqwest::header::HeaderMap;
+use reqwest::{Method, Response};
 use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, Once, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
 
-const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
-/// Without a byte for so long, a connection counts as broken.
-const READ_DEADLINE: Duration = Duration::from_secs(30);
-/// More registries than anybody uses: the clients of the others are made anew.
-const CLIENTS_MAX: usize = 16;
+/// The longest manifest or index, in bytes: what the specification lets registries refuse beyond (OCI distribution
+/// specification, "Pushing Manifests").
+const MANIFEST_MAX: usize = 4 << 20;
+/// Where registries say what they send.
+const DIGEST_HEADER: &str = "docker-content-digest";
+/// More registries than anybody uses: the sessions with the others are made anew.
+const SESSIONS_MAX: usize = 16;
 /// The most that an image's config may take, in bytes.
 const CONFIG_MAX: u64 = 4 << 20;
 /// More layers than any tool makes: overlay file systems stop at 128, docker at 127.
 const LAYERS_MAX: usize = 512;
 /// The most that one image's blobs may take together, in bytes.
 const BLOBS_MAX: u64 = 64 << 30;
+
+/// By registry, each with the login that it was made for.
+type Sessions = HashMap<String, (Login, Arc<Session>)>;
 
 /// How registries are reached.
 #[derive(Clone, Default)]
@@ -37,8 +40,8 @@ pub struct Access {
     pub insecure: Vec<String>,
     /// Where docker keeps its settings, and with them the credentials; none at all where absent.
     pub docker_config: Option<PathBuf>,
-    /// A client for each registry, and whom it speaks for: making one reads all of this host's certificates.
-    clients: Arc<Mutex<HashMap<String, (RegistryAuth, oci_client::Client)>>>,
+    /// A session for each registry, and whom it speaks for: making one reads all of this host's certificates.
+    sessions: Arc<Mutex<Sessions>>,
 }
 
 impl std::fmt::Debug for Access {
@@ -51,37 +54,26 @@ impl Access {
     /// How registries are reached by a daemon with these settings.
     #[must_use]
     pub fn new(insecure: Vec<String>, docker_config: Option<PathBuf>) -> Self {
-        Self { insecure, docker_config, clients: Arc::default() }
+        Self { insecure, docker_config, sessions: Arc::default() }
     }
 
-    /// The client for a registry. A login that has changed since makes another one.
-    fn client(&self, registry: &str, auth: &RegistryAuth) -> Result<oci_client::Client, OciDistributionError> {
-        static PROVIDER: Once = Once::new();
-        PROVIDER.call_once(|| {
-            // An error says that somebody installed one before, which is as good.
-            drop(rustls::crypto::ring::default_provider().install_default());
-        });
-        // A map of clients: a panic elsewhere cannot have left it half-changed.
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, client)) = clients.get(registry)
-            && known == auth
+    /// The session with a registry. A login that has changed since makes another one.
+    fn session(&self, reference: &Reference, login: Login) -> Result<Arc<Session>, RequestError> {
+        // A map of sessions: a panic elsewhere cannot have left it half-changed.
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let registry = reference.resolve_registry();
+        if let Some((known, session)) = sessions.get(registry)
+            && *known == login
         {
-            return Ok(client.clone());
+            return Ok(Arc::clone(session));
         }
-        let config = ClientConfig {
-            protocol: ClientProtocol::HttpsExcept(self.insecure.clone()),
-            connect_timeout: Some(CONNECT_DEADLINE),
-            read_timeout: Some(READ_DEADLINE),
-            user_agent: concat!("banger/", env!("CARGO_PKG_VERSION")),
-            platform_resolver: None,
-            ..ClientConfig::default()
-        };
-        let client = oci_client::Client::try_from(config)?;
-        if clients.len() >= CLIENTS_MAX {
-            clients.clear();
+        let secure = !self.insecure.iter().any(|insecure| insecure == registry);
+        let session = Arc::new(Session::new(registry, secure, login.clone())?);
+        if sessions.len() >= SESSIONS_MAX {
+            sessions.clear();
         }
-        clients.insert(registry.to_owned(), (auth.clone(), client.clone()));
-        Ok(client)
+        sessions.insert(registry.to_owned(), (login, Arc::clone(&session)));
+        Ok(session)
     }
 }
 
@@ -106,9 +98,8 @@ pub struct Resolved {
 
 /// A connection to the registry of one reference.
 pub struct Registry {
-    client: oci_client::Client,
+    session: Arc<Session>,
     reference: Reference,
-    auth: RegistryAuth,
 }
 
 impl std::fmt::Debug for Registry {
@@ -123,15 +114,14 @@ impl Registry {
     /// # Errors
     /// When the credentials cannot be read, or this host's certificates.
     pub fn new(access: &Access, reference: &Reference) -> Result<Self, OciError> {
-        let auth = credentials(access.docker_config.as_deref(), reference.registry())?;
-        let registry = reference.registry();
-        let client = access.client(registry, &auth);
-        let client = client.map_err(|error| OciError::answered(&canonical(reference), registry, error))?;
-        Ok(Self { client, reference: reference.clone(), auth })
+        let login = credentials(access.docker_config.as_deref(), reference.registry())?;
+        let session = access.session(reference, login);
+        let failed = |error| OciError::answered(&canonical(reference), reference.registry(), error);
+        Ok(Self { session: session.map_err(failed)?, reference: reference.clone() })
     }
 
     /// An error of this registry's about `what`.
-    pub(super) fn failed(&self, what: &str, source: OciDistributionError) -> OciError {
+    pub(super) fn failed(&self, what: &str, source: RequestError) -> OciError {
         OciError::answered(what, self.reference.registry(), source)
     }
 
@@ -141,8 +131,13 @@ impl Registry {
     /// [`OciError`].
     pub async fn digest(&self) -> Result<String, OciError> {
         self.retried(async || {
-            let digest = self.client.fetch_manifest_digest(&self.reference, &self.auth).await;
-            digest.map_err(|error| self.failed(&canonical(&self.reference), error))
+            let failed = |error| self.failed(&canonical(&self.reference), error);
+            let response = self.ask_manifest(Method::HEAD, &self.reference).await.map_err(failed)?;
+            match stated(response.headers()).filter(|digest| is_sha256(digest)) {
+                Some(digest) => self.as_asked(&self.reference, digest),
+                // It may leave the header out, but not the bytes.
+                None => self.manifest(&self.reference).await.map(|(_, digest)| digest),
+            }
         })
         .await
     }
@@ -187,13 +182,40 @@ impl Registry {
         Ok(Resolved { digest, manifest: of_platform, layers, config })
     }
 
+    async fn ask_manifest(&self, method: Method, reference: &Reference) -> Result<Response, RequestError> {
+        let by = reference.digest().or(reference.tag()).unwrap_or("latest");
+        let ask = Ask {
+            method,
+            repository: reference.repository(),
+            place: format!("manifests/{by}"),
+            accept: Some(&document::manifest_types()),
+            offset: 0,
+            deadline: Some(ANSWER_DEADLINE),
+        };
+        self.session.ask(&ask).await
+    }
+
     async fn manifest(&self, reference: &Reference) -> Result<(OciManifest, String), OciError> {
-        let pulled = self.client.pull_manifest(reference, &self.auth).await;
-        let (manifest, digest) = pulled.map_err(|error| self.failed(&canonical(&self.reference), error))?;
-        if !is_sha256(&digest) {
-            return Err(self.malformed("manifest", format!("its digest is `{digest}`")));
+        let failed = |error| self.failed(&canonical(&self.reference), error);
+        let response = self.ask_manifest(Method::GET, reference).await.map_err(failed)?;
+        let stated = stated(response.headers()).filter(|digest| is_sha256(digest));
+        let bytes = whole(response, MANIFEST_MAX).await.map_err(failed)?;
+        let digest = self.as_asked(reference, format!("sha256:{}", hex::encode(Sha256::digest(&bytes))))?;
+        match stated {
+            Some(stated) if stated != digest => Err(OciError::Digest { digest: stated, stale: false }),
+            Some(_) | None => {
+                let manifest = document::manifest(&bytes).map_err(|why| self.malformed("manifest", why))?;
+                Ok((manifest, digest))
+            }
         }
-        Ok((manifest, digest))
+    }
+
+    /// Refuses what is not what the reference says by its digest.
+    fn as_asked(&self, reference: &Reference, digest: String) -> Result<String, OciError> {
+        match reference.digest() {
+            Some(asked) if asked != digest => Err(OciError::Digest { digest: asked.to_owned(), stale: false }),
+            Some(_) | None => Ok(digest),
+        }
     }
 
     fn layers(&self, manifest: &OciImageManifest) -> Result<Vec<Blob>, OciError> {
@@ -233,34 +255,39 @@ impl Registry {
         if blob.size > CONFIG_MAX {
             return Err(self.malformed("config", format!("it is longer than {} MiB", CONFIG_MAX >> 20)));
         }
-        let (BlobResponse::Full(mut body) | BlobResponse::Partial(mut body)) = self.blob(&blob, 0).await?;
-        let mut bytes = Vec::new();
-        while let Some(chunk) = body.stream.next().await {
-            let chunk = chunk.map_err(|error| self.failed(&blob.digest, OciDistributionError::IoError(error)))?;
-            if bytes.len() as u64 + chunk.len() as u64 > blob.size {
+        let failed = |error| self.failed(&blob.digest, error);
+        let response = self.blob(&blob, 0).await?;
+        let limit = usize::try_from(blob.size).expect("at most CONFIG_MAX");
+        let bytes = match whole(response, limit).await {
+            Err(RequestError::TooLong { .. }) => {
                 return Err(OciError::TooLong { digest: blob.digest, size: blob.size });
             }
-            bytes.extend_from_slice(&chunk);
-        }
+            read => read.map_err(failed)?,
+        };
         if (bytes.len() as u64) < blob.size {
             return Err(OciError::Cut { digest: blob.digest });
         }
         if format!("sha256:{}", hex::encode(Sha256::digest(&bytes))) != blob.digest {
             return Err(OciError::Digest { digest: blob.digest, stale: false });
         }
-        let file: ConfigFile =
-            serde_json::from_slice(&bytes).map_err(|error| self.malformed("config", error.to_string()))?;
+        let file = ConfigFile::read(&bytes).map_err(|why| self.malformed("config", why))?;
         if (file.os.as_str(), file.architecture.as_str()) != ("linux", "amd64") {
             return Err(self.not_for_us(vec![format!("{}/{}", file.os, file.architecture)]));
         }
-        Ok(file.config.unwrap_or_default().into())
+        Ok(file.into_config())
     }
 
     /// The bytes of a blob from `offset` on, or all of them where the registry knows no ranges. Not verified.
-    pub(super) async fn blob(&self, blob: &Blob, offset: u64) -> Result<BlobResponse, OciError> {
-        self.client.store_auth_if_needed(self.reference.resolve_registry(), &self.auth).await;
-        let answer = self.client.pull_blob_stream_partial(&self.reference, blob.digest.as_str(), offset, None).await;
-        answer.map_err(|error| self.failed(&blob.digest, error))
+    pub(super) async fn blob(&self, blob: &Blob, offset: u64) -> Result<Response, OciError> {
+        let ask = Ask {
+            method: Method::GET,
+            repository: self.reference.repository(),
+            place: format!("blobs/{}", blob.digest),
+            accept: None,
+            offset,
+            deadline: None,
+        };
+        self.session.ask(&ask).await.map_err(|error| self.failed(&blob.digest, error))
     }
 
     fn not_for_us(&self, offered: Vec<String>) -> OciError {
@@ -270,6 +297,11 @@ impl Registry {
     fn malformed(&self, what: &'static str, why: String) -> OciError {
         OciError::Malformed { what, reference: canonical(&self.reference), why }
     }
+}
+
+/// What a registry says that it sends.
+fn stated(headers: &HeaderMap) -> Option<String> {
+    headers.get(DIGEST_HEADER)?.to_str().ok().map(str::to_owned)
 }
 
 /// The manifest for the platform that our guests are.
@@ -286,38 +318,4 @@ fn platforms(manifests: &[ImageIndexEntry]) -> Vec<String> {
     // `unknown/unknown` is what builders put their attestations under.
     let all: BTreeSet<String> = manifests.iter().filter_map(platform).filter(|it| it != "unknown/unknown").collect();
     if all.is_empty() { vec!["no platform at all".to_owned()] } else { all.into_iter().collect() }
-}
-
-/// An image's config, as far as it is of use (OCI image specification, config.md).
-#[derive(Debug, Deserialize)]
-struct ConfigFile {
-    #[serde(default)]
-    architecture: String,
-    #[serde(default)]
-    os: String,
-    config: Option<Execution>,
-}
-
-/// Every field may be absent, or null.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct Execution {
-    env: Option<Vec<String>>,
-    entrypoint: Option<Vec<String>>,
-    cmd: Option<Vec<String>>,
-    working_dir: Option<String>,
-    user: Option<String>,
-}
-
-impl From<Execution> for ImageConfig {
-    fn from(execution: Execution) -> Self {
-        let said = |text: Option<String>| text.filter(|text| !text.is_empty());
-        Self {
-            env: execution.env.unwrap_or_default(),
-            entrypoint: execution.entrypoint.unwrap_or_default(),
-            cmd: execution.cmd.unwrap_or_default(),
-            workdir: said(execution.working_dir),
-            user: said(execution.user),
-        }
-    }
 }

@@ -2,9 +2,9 @@
 
 use super::fetch::{Received, fetch};
 use super::follow::Arrival;
-use super::hub::{Hub, Manners, digest};
+use super::hub::{Desk, Hub, Manners, digest};
 use super::reference::parse;
-use super::{Access, Blob, BlobCache, Follower, OciError, Registry};
+use super::{Access, Blob, BlobCache, Follower, OciError, Registry, RequestError};
 use messages::{ErrorKind, WireError};
 use serde_json::json;
 use std::io::Read as _;
@@ -168,4 +168,78 @@ fn what_is_no_container_image_is_refused() {
         assert!(error.to_string().contains(word), "{error}");
         assert_eq!(WireError::from(&error).kind, ErrorKind::Download);
     }
+}
+
+#[test]
+fn an_answer_that_is_too_long_is_not_read() {
+    let hub = Hub::start();
+    let (reference, _) = hub.image("x:1", &[], &json!({}));
+    for unstated in [false, true] {
+        // The blanks are JSON: it is their number that is refused, also where nobody says it beforehand.
+        hub.behave(Manners { padding: 64 << 20, unstated, ..Manners::default() });
+        let error = runtime().block_on(registry(&hub, &reference).resolve()).unwrap_err();
+        let too_long = matches!(&error, OciError::Registry { source: RequestError::TooLong { limit: 4_194_304 }, .. });
+        assert!(too_long, "{error:?}");
+        assert_eq!(hub.asked().len(), 1, "asked again, though nothing would change");
+        let desk = Some(Desk { uses: 9, ..Desk::default() });
+        hub.behave(Manners { padding: 64 << 20, unstated, desk, ..Manners::default() });
+        let error = runtime().block_on(registry(&hub, &reference).resolve()).unwrap_err();
+        let too_long = matches!(&error, OciError::Registry { source: RequestError::TooLong { limit: 1_048_576 }, .. });
+        assert!(too_long, "{error:?}");
+        assert_eq!(hub.asked().len(), 2);
+    }
+}
+
+#[test]
+fn an_identity_token_is_exchanged_where_the_registry_says() {
+    let (hub, docker) = (Hub::start(), tempfile::tempdir().unwrap());
+    let (reference, digest) = hub.image("x:1", &[], &json!({ "Cmd": ["sh"] }));
+    let desk = Desk { refresh: Some("t0ken".into()), uses: 2, ..Desk::default() };
+    hub.behave(Manners { desk: Some(desk.clone()), ..Manners::default() });
+    let resolve = |access: &Access| {
+        let registry = Registry::new(access, &parse(&reference).unwrap()).unwrap();
+        runtime().block_on(registry.resolve())
+    };
+    let access = Access::new(vec![hub.address.clone()], Some(docker.path().to_owned()));
+    let kept = |token: &str| {
+        let config = json!({ "auths": { &hub.address: { "auth": "eDp5", "identitytoken": token } } });
+        std::fs::write(docker.path().join("config.json"), config.to_string()).unwrap();
+    };
+    kept("another");
+    let error = resolve(&access).unwrap_err();
+    assert!(matches!(error, OciError::Unauthorized { .. }), "{error:?}");
+    kept("t0ken");
+    drop(hub.asked());
+    assert_eq!(resolve(&access).unwrap().digest, digest);
+    // Manifest, refused; token; manifest; config: the token is kept, and is no one's business in a URL.
+    let asked = hub.asked();
+    assert_eq!(
+        asked.iter().map(|line| line.split('/').nth(1).unwrap()).collect::<Vec<_>>(),
+        ["v2", "token", "v2", "v2"]
+    );
+    assert!(!asked.concat().contains("t0ken"), "{asked:?}");
+    // It was good for two requests: the third is refused, and a new one fetched.
+    assert_eq!(resolve(&access).unwrap().config.cmd, ["sh"]);
+    assert_eq!(hub.asked().iter().filter(|line| line.starts_with("POST /token")).count(), 1);
+
+    // The same login is sent nowhere where nobody could keep it secret.
+    let realm = Some("ftp://127.0.0.1/token".to_owned());
+    hub.behave(Manners { desk: Some(Desk { realm, ..desk }), ..Manners::default() });
+    let error = resolve(&access).unwrap_err();
+    assert!(matches!(&error, OciError::Registry { source: RequestError::Realm { .. }, .. }), "{error:?}");
+}
+
+#[test]
+fn a_manifest_that_is_not_what_was_asked_for_is_never_taken() {
+    let hub = Hub::start();
+    let (reference, right) = hub.image("x:1", &[], &json!({}));
+    let by_digest = format!("{}@{right}", reference.trim_end_matches(":1"));
+    assert_eq!(runtime().block_on(registry(&hub, &by_digest).resolve()).unwrap().manifest, right);
+    // One more blank, and it is another one.
+    hub.behave(Manners { padding: 1, ..Manners::default() });
+    for reference in [&reference, &by_digest] {
+        let error = runtime().block_on(registry(&hub, reference).resolve()).unwrap_err();
+        assert!(matches!(&error, OciError::Digest { digest, .. } if *digest == right), "{error:?}");
+    }
+    assert_eq!(runtime().block_on(registry(&hub, &reference).digest()).unwrap(), right);
 }

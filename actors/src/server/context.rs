@@ -2,6 +2,7 @@
 
 use super::artifacts::Library;
 use crate::config::Config;
+use crate::ext4::files::Ext4Files;
 use crate::host::{HostFacts, disk_space};
 use crate::paths::Paths;
 use crate::registry::{DiskFacts, Registry};
@@ -36,6 +37,8 @@ pub struct ServerContext {
     pub ports: Arc<dyn Ports>,
     pub facts: Arc<dyn DaemonFacts>,
     pub store: Store,
+    /// Files inside of disks that no VM runs on.
+    pub disk_files: Addr<Ext4Files>,
     pub config: Arc<Config>,
     pub paths: Arc<Paths>,
     pub host: HostFacts,

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::Config;
+use crate::ext4::files::Ext4Files;
 use crate::host::HostFacts;
 use crate::images::commit::CommitPlan;
 use crate::paths::Paths;
@@ -118,6 +119,8 @@ async fn server() -> Server {
     let vm =
         VmContext { ports: Arc::new(world.clone()), store: store.clone(), runtime: tokio::runtime::Handle::current() };
     let registry = Supervisor::start(move |_| Registry::new(RegistryContext { vm, host, names: None }, vec![]));
+    let runtime = tokio::runtime::Handle::current();
+    let disk_files = Supervisor::start(move |_| Ext4Files::new(runtime));
     let shutdown = CancellationToken::new();
     let context = ServerContext {
         registry,
@@ -125,6 +128,7 @@ async fn server() -> Server {
         ports: Arc::new(world.clone()),
         facts: Arc::new(FakeFacts),
         store,
+        disk_files,
         config: Arc::new(Config::default()),
         paths: Arc::clone(&paths),
         host,

@@ -11,6 +11,7 @@ pub use sources::{ArtifactSource, TapSource};
 use crate::artifacts::ArtifactLibrary;
 use crate::catalog::{Catalog, CatalogError};
 use crate::config::{Config, Loaded};
+use crate::ext4::files::Ext4Files;
 use crate::host::HostFacts;
 use crate::images::{ImageError, ImageStore, Images, ImagesConfig, Registries};
 use crate::kernels::{KernelError, KernelStore, Kernels, KernelsConfig};
@@ -178,6 +179,8 @@ pub async fn start(
         taps: Arc::new(taps.clone()),
         ssh_key: KeyPlace::new(&config, &paths),
     });
+    let files_runtime = runtime.clone();
+    let disk_files = Supervisor::start(move |_| Ext4Files::new(files_runtime));
     let vm = VmContext { ports: ports.clone(), store: store.clone(), runtime };
     let context = RegistryContext { vm, host, names: Some(taps.names()) };
     let registry = Supervisor::start(move |_| Registry::new(context, records));
@@ -188,6 +191,7 @@ pub async fn start(
         ports,
         facts: Arc::new(Facts { vmm, taps }),
         store,
+        disk_files,
         config,
         paths,
         host,
