@@ -4,7 +4,7 @@ use crate::error::WireError;
 use crate::frame::{self, FrameError};
 use crate::guest::{GuestPorts, GuestStats};
 use crate::ids::{OperationId, VmId, VmName};
-use crate::image::{CatalogEntry, ImageView, KernelView};
+use crate::image::{CatalogEntry, ImageExport, ImageView, KernelDetails, KernelView};
 use crate::limits::CONTROL_FRAME_MAX;
 use crate::vm::{VmSize, VmView};
 use serde::{Deserialize, Serialize};
@@ -141,6 +141,9 @@ pub enum Reply {
     Pruned {
         bytes: u64,
     },
+    KernelDetails(KernelDetails),
+    /// The descriptor is the image's file system, open for reading.
+    ImageExport(ImageExport),
 }
 
 /// What became of one VM of several.

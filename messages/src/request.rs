@@ -1,7 +1,8 @@
 //! The one message that a client sends to `bangerd`.
 
 use crate::guest::ExecSpec;
-use crate::ids::{Reference, RequestId, VmName, VmRef};
+use crate::ids::{HostPath, ImageName, Reference, RequestId, VmName, VmRef};
+use crate::image::KernelImport;
 use crate::vm::{Readiness, VmSpec};
 use serde::{Deserialize, Serialize};
 
@@ -121,7 +122,7 @@ pub enum RequestBody {
     },
     /// Reply: `Kernels`.
     ListKernels,
-    /// Reply: `Kernel`.
+    /// Reply: `KernelDetails`.
     ShowKernel {
         kernel: Reference,
     },
@@ -142,6 +143,18 @@ pub enum RequestBody {
     },
     /// Reply: `Pruned`. Removes layers that were kept for the next pull; no image.
     PruneImages,
+    /// Reply: `KernelDetails`.
+    ImportKernel(KernelImport),
+    /// Reply: `ImageExport`, with a read-only descriptor of `rootfs.ext4`.
+    ExportImage {
+        image: Reference,
+    },
+    /// Reply: `Image`. Makes an image of a bundle, which the daemon reads.
+    ImportImage {
+        file: HostPath,
+        /// The bundle's own where absent.
+        name: Option<ImageName>,
+    },
 }
 
 /// Which log of a VM.

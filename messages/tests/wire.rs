@@ -200,6 +200,21 @@ fn client_samples() -> Vec<Sample> {
         ),
         owned("request.connect_ssh", &request(RequestBody::ConnectSsh { vm: text("0a") })),
         owned("request.prune_images", &request(RequestBody::PruneImages)),
+        owned(
+            "request.import_kernel",
+            &request(RequestBody::ImportKernel(KernelImport {
+                name: text("k"),
+                vmlinux: text("/v"),
+                modules: Some(text("/m")),
+                config: None,
+                command_line: Some(text("quiet")),
+            })),
+        ),
+        owned("request.export_image", &request(RequestBody::ExportImage { image: image() })),
+        owned(
+            "request.import_image",
+            &request(RequestBody::ImportImage { file: text("/f"), name: Some(text("mine")) }),
+        ),
     ]
 }
 
@@ -226,6 +241,15 @@ fn server_samples() -> Vec<Sample> {
         source: "debian".into(),
         created_at_ms: 2,
         used_by: vec![],
+    };
+    let details =
+        KernelDetails { kernel: kernel.clone(), command_line: "quiet".into(), checked_by: Some("config".into()) };
+    let export = ImageExport {
+        name: text("a"),
+        kernel: text("k"),
+        size_bytes: 300,
+        source: "debian".into(),
+        config: ImageConfig::default(),
     };
     let entry = CatalogEntry {
         name: "a".into(),
@@ -280,6 +304,8 @@ fn server_samples() -> Vec<Sample> {
         owned("server.reply.detached", &reply(Reply::Detached { vm, name: name.clone(), operation })),
         owned("server.reply.connected", &reply(Reply::Connected { vm, name })),
         owned("server.reply.pruned", &reply(Reply::Pruned { bytes: 300 })),
+        owned("server.reply.kernel_details", &reply(Reply::KernelDetails(details))),
+        owned("server.reply.image_export", &reply(Reply::ImageExport(export))),
     ]
 }
 

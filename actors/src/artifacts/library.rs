@@ -2,12 +2,13 @@
 
 use crate::images::Images;
 use crate::images::messages::{
-    AcquireImage, AcquiredImage, DeleteImage, ImageCatalog, ListImages, NoteImageUser, PruneLayers, PullImage,
-    ReleaseImage, ShowImage,
+    AcquireImage, AcquiredImage, DeleteImage, ExportImage, ExportedImage, ImageCatalog, ImportImage, ListImages,
+    NoteImageUser, PruneLayers, PullImage, ReleaseImage, ShowImage,
 };
 use crate::kernels::Kernels;
 use crate::kernels::messages::{
-    AcquireKernel, DeleteKernel, KernelCatalog, ListKernels, NoteKernelUser, PullKernel, ReleaseKernel, ShowKernel,
+    AcquireKernel, DeleteKernel, ImportKernel, KernelCatalog, ListKernels, NoteKernelUser, PullKernel, ReleaseKernel,
+    ShowKernel,
 };
 use crate::server::{Library, Prepared};
 use crate::supervise::told;
@@ -115,7 +116,7 @@ impl ArtifactLibrary {
             Err(error) if error.kind == ErrorKind::NotFound => {
                 ask(&self.kernels, PullKernel { reference: kernel, progress }).await
             }
-            shown => shown,
+            shown => shown.map(|details| details.kernel),
         }
     }
 
@@ -180,7 +181,13 @@ impl Library for ArtifactLibrary {
                 }
                 RequestBody::ListKernels => ask(kernels, ListKernels).await.map(Reply::Kernels),
                 RequestBody::ShowKernel { kernel } => {
-                    ask(kernels, ShowKernel { name: kernel.to_string() }).await.map(Reply::Kernel)
+                    ask(kernels, ShowKernel { name: kernel.to_string() }).await.map(Reply::KernelDetails)
+                }
+                RequestBody::ImportKernel(wanted) => {
+                    ask(kernels, ImportKernel { wanted, progress }).await.map(Reply::KernelDetails)
+                }
+                RequestBody::ImportImage { file, name } => {
+                    ask(images, ImportImage { file, name, progress }).await.map(Reply::Image)
                 }
                 RequestBody::DeleteKernel { kernel, force } => {
                     ask(kernels, DeleteKernel { name: kernel.to_string(), force }).await.map(|()| Reply::Done)
@@ -188,6 +195,11 @@ impl Library for ArtifactLibrary {
                 other => Err(WireError::new(ErrorKind::Internal, format!("not about images or kernels: {other:?}"))),
             }
         })
+    }
+
+    fn export(&self, image: Reference) -> BoxFuture<'static, Result<ExportedImage, WireError>> {
+        let library = self.clone();
+        Box::pin(async move { ask(&library.images, ExportImage { name: image.to_string() }).await })
     }
 
     fn counts(&self) -> BoxFuture<'static, (u32, u32)> {

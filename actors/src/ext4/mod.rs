@@ -1,12 +1,13 @@
 //! Every ext4 file that banger makes: images and module drives from a tree in memory, VM disks from templates. No root, no
 //! mount; `e2fsck -fn` judges the results in the tests.
 
-mod archive;
+pub(crate) mod archive;
 pub mod build;
 pub mod disk;
 pub mod error;
 pub mod layer;
 pub mod spool;
+pub mod superblock;
 pub mod tarball;
 pub mod tree;
 

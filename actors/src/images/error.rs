@@ -1,7 +1,9 @@
 //! What can go wrong with images.
 
 use crate::artifacts::{DebianError, NpmError, ShelfError, StagingError};
+use crate::bundle::BundleError;
 use crate::catalog::CatalogError;
+use crate::download::DownloadError;
 use crate::ext4::Ext4Error;
 use crate::oci::OciError;
 use messages::ids::ImageName;
@@ -26,6 +28,10 @@ pub enum ImageError {
     Shelf(#[from] ShelfError),
     #[error(transparent)]
     Oci(#[from] OciError),
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Download(#[from] DownloadError),
     #[error("an image called `{name}` is here, and is another one")]
     Taken { name: ImageName },
     #[error("failed to read back `{}`", path.display())]
@@ -46,6 +52,8 @@ impl From<&ImageError> for WireError {
             ImageError::Ext4(cause) => Self::from(cause).context(error.to_string()),
             ImageError::Staging(cause) => Self::from(cause),
             ImageError::Oci(cause) => Self::from(cause),
+            ImageError::Bundle(cause) => Self::from(cause),
+            ImageError::Download(cause) => Self::from(cause),
             ImageError::Taken { name } => Self::from_error(ErrorKind::Conflict, error)
                 .hint(format!("choose another name with `--name`, or remove it with `banger image delete {name}`")),
             ImageError::ReadBack { .. } => Self::from_error(ErrorKind::Host, error),

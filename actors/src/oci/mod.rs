@@ -9,6 +9,7 @@ pub mod fetch;
 pub mod follow;
 pub mod reference;
 pub mod registry;
+pub(crate) mod tls;
 
 pub use blobs::BlobCache;
 pub use decompress::Decompressed;

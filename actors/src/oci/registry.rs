@@ -2,9 +2,11 @@
 
 use super::OciError;
 use super::credentials::credentials;
-use super::fetch::pauses;
+use super::fetch::{BlobSource, Part, pauses};
 use super::reference::{canonical, is_sha256};
+use super::tls;
 use futures::StreamExt as _;
+use futures::future::BoxFuture;
 use messages::image::ImageConfig;
 use oci_client::Reference;
 use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol};
@@ -15,7 +17,7 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
@@ -56,11 +58,7 @@ impl Access {
 
     /// The client for a registry. A login that has changed since makes another one.
     fn client(&self, registry: &str, auth: &RegistryAuth) -> Result<oci_client::Client, OciDistributionError> {
-        static PROVIDER: Once = Once::new();
-        PROVIDER.call_once(|| {
-            // An error says that somebody installed one before, which is as good.
-            drop(rustls::crypto::ring::default_provider().install_default());
-        });
+        tls::install_provider();
         // A map of clients: a panic elsewhere cannot have left it half-changed.
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((known, client)) = clients.get(registry)
@@ -263,12 +261,30 @@ impl Registry {
         answer.map_err(|error| self.failed(&blob.digest, error))
     }
 
+    fn broke(&self, blob: &Blob) -> impl Fn(std::io::Error) -> OciError + Send + use<> {
+        let (digest, registry) = (blob.digest.clone(), self.reference.registry().to_owned());
+        move |error| OciError::answered(&digest, &registry, OciDistributionError::IoError(error))
+    }
+
     fn not_for_us(&self, offered: Vec<String>) -> OciError {
         OciError::Platform { reference: canonical(&self.reference), offered }
     }
 
     fn malformed(&self, what: &'static str, why: String) -> OciError {
         OciError::Malformed { what, reference: canonical(&self.reference), why }
+    }
+}
+
+impl BlobSource for Registry {
+    fn open<'a>(&'a self, blob: &'a Blob, offset: u64) -> BoxFuture<'a, Result<Part, OciError>> {
+        Box::pin(async move {
+            let (from, body) = match self.blob(blob, offset).await? {
+                BlobResponse::Partial(body) => (offset, body),
+                BlobResponse::Full(body) => (0, body),
+            };
+            let broke = self.broke(blob);
+            Ok(Part { from, bytes: body.stream.map(move |chunk| chunk.map_err(&broke)).boxed() })
+        })
     }
 }
 

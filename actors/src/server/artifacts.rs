@@ -1,5 +1,6 @@
 //! What the server needs of images and kernels, as one trait: the tests have none on disk.
 
+use crate::images::messages::ExportedImage;
 use futures::future::BoxFuture;
 use messages::WireError;
 use messages::ids::{ImageName, KernelName, Reference};
@@ -30,6 +31,9 @@ pub trait Library: Send + Sync + 'static {
         body: RequestBody,
         progress: mpsc::Sender<Progress>,
     ) -> BoxFuture<'static, Result<Reply, WireError>>;
+
+    /// Opens an image's file system for a client that packs it.
+    fn export(&self, image: Reference) -> BoxFuture<'static, Result<ExportedImage, WireError>>;
 
     /// How many images and kernels are present.
     fn counts(&self) -> BoxFuture<'static, (u32, u32)>;

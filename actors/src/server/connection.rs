@@ -2,6 +2,7 @@
 
 use super::context::{Answer, ServerContext};
 use super::{daemon, fleet, run};
+use crate::images::messages::ExportedImage;
 use actors_sys::fd_stream::FdStream;
 use link::frames::{FrameReader, ReadError, send_hello};
 use messages::error::{ErrorKind, WireError};
@@ -169,6 +170,9 @@ const fn name(body: &RequestBody) -> &'static str {
         RequestBody::ShowKernel { .. } => "kernel show",
         RequestBody::DeleteKernel { .. } => "kernel delete",
         RequestBody::WaitVm { .. } => "vm wait",
+        RequestBody::ImportKernel(_) => "kernel import",
+        RequestBody::ExportImage { .. } => "image export",
+        RequestBody::ImportImage { .. } => "image import",
     }
 }
 
@@ -209,7 +213,13 @@ async fn dispatch(context: Arc<ServerContext>, request: Request, client: Client)
         RequestBody::WaitVm { vm, level, timeout_ms } => {
             fleet::wait(&context, vm, level, timeout_ms, &client).await.map(Answer::from)
         }
+        RequestBody::ExportImage { image } => {
+            let ExportedImage { export, rootfs } = context.library.export(image).await?;
+            Ok(Answer { reply: Reply::ImageExport(export), descriptor: Some(rootfs.into()) })
+        }
         body @ (RequestBody::ImageCatalog
+        | RequestBody::ImportImage { .. }
+        | RequestBody::ImportKernel(_)
         | RequestBody::PullImage { .. }
         | RequestBody::ListImages
         | RequestBody::ShowImage { .. }

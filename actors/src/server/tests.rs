@@ -3,6 +3,7 @@
 use super::*;
 use crate::config::Config;
 use crate::host::HostFacts;
+use crate::images::messages::ExportedImage;
 use crate::paths::Paths;
 use crate::registry::{Registry, RegistryContext};
 use crate::store::Store;
@@ -16,6 +17,7 @@ use messages::error::{ErrorKind, WireError};
 use messages::frame::{GENERATION, Hello, MAGIC};
 use messages::guest::{ExecCommand, ExecSpec, OnDisconnect};
 use messages::ids::{Reference, RequestId};
+use messages::image::{ImageConfig, ImageExport};
 use messages::limits::{CONTROL_FRAME_MAX, HELLO_FRAME_MAX};
 use messages::reply::{NamesView, Progress, Reply, ServerFrame, Stage};
 use messages::request::{Force, Request, RequestBody};
@@ -53,6 +55,21 @@ impl Library for FakeLibrary {
 
     fn request(&self, _: RequestBody, _: mpsc::Sender<Progress>) -> BoxFuture<'static, Result<Reply, WireError>> {
         Box::pin(std::future::ready(Ok(Reply::Images(vec![]))))
+    }
+
+    fn export(&self, image: Reference) -> BoxFuture<'static, Result<ExportedImage, WireError>> {
+        Box::pin(async move {
+            let export = ImageExport {
+                name: image.as_str().parse().unwrap(),
+                kernel: "k".parse().unwrap(),
+                size_bytes: 5,
+                source: "test".to_owned(),
+                config: ImageConfig::default(),
+            };
+            let mut rootfs = tempfile::tempfile().unwrap();
+            std::io::Write::write_all(&mut rootfs, b"bytes").unwrap();
+            Ok(ExportedImage { export, rootfs })
+        })
     }
 
     fn counts(&self) -> BoxFuture<'static, (u32, u32)> {

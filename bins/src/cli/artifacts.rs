@@ -4,8 +4,8 @@ use super::args::{ImageCommand, KernelCommand};
 use super::client::{Client, unexpected};
 use super::failure::{Failure, Outcome};
 use super::output::error_value;
-use super::{human, json, table};
-use messages::image::{CatalogEntry, ImageView, KernelView};
+use super::{bundle, human, json, table};
+use messages::image::{CatalogEntry, ImageView, KernelDetails, KernelView};
 use messages::reply::Reply;
 use messages::request::{Force, RequestBody};
 use serde_json::{Value, json as value_of};
@@ -50,6 +50,8 @@ pub(super) async fn image(client: &Client, command: ImageCommand) -> Outcome {
             }
             other => Err(unexpected(&other)),
         },
+        ImageCommand::Export(args) => bundle::export_image(client, args).await,
+        ImageCommand::Import(args) => bundle::import_image(client, args).await,
     }
 }
 
@@ -70,7 +72,7 @@ pub(super) async fn kernel(client: &Client, command: KernelCommand) -> Outcome {
             other => Err(unexpected(&other)),
         },
         KernelCommand::Show { kernel } => match client.ask(RequestBody::ShowKernel { kernel }).await? {
-            Reply::Kernel(view) => show(client, &json::kernel(&view), &kernel_details(&view)),
+            Reply::KernelDetails(details) => show(client, &json::kernel_details(&details), &kernel_details(&details)),
             other => Err(unexpected(&other)),
         },
         KernelCommand::Delete { kernels } => {
@@ -79,6 +81,7 @@ pub(super) async fn kernel(client: &Client, command: KernelCommand) -> Outcome {
                 .map(|kernel| (kernel.to_string(), RequestBody::DeleteKernel { kernel, force: Force::No }));
             delete(client, bodies.collect()).await
         }
+        KernelCommand::Import(args) => bundle::import_kernel(client, args).await,
     }
 }
 
@@ -209,7 +212,8 @@ fn image_details(view: &ImageView) -> Vec<(&'static str, String)> {
     rows
 }
 
-fn kernel_details(view: &KernelView) -> Vec<(&'static str, String)> {
+fn kernel_details(details: &KernelDetails) -> Vec<(&'static str, String)> {
+    let view = &details.kernel;
     vec![
         ("name", view.name.to_string()),
         ("version", view.version.clone()),
@@ -218,5 +222,10 @@ fn kernel_details(view: &KernelView) -> Vec<(&'static str, String)> {
         ("source", view.source.clone()),
         ("created", human::timestamp(view.created_at_ms)),
         ("used by", used_by(&view.used_by)),
+        ("command line", details.command_line.clone()),
+        (
+            "checked by",
+            details.checked_by.clone().unwrap_or_else(|| "nothing: it does not carry its configuration".to_owned()),
+        ),
     ]
 }

@@ -6,6 +6,7 @@ mod args;
 mod artifacts;
 mod attach;
 mod autostart;
+mod bundle;
 mod client;
 mod completion;
 mod config;

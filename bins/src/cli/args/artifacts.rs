@@ -1,5 +1,6 @@
 //! Flags of `banger image` and `banger kernel`.
 
+use super::bundles::{ExportImageArgs, ImportImageArgs, ImportKernelArgs};
 use clap::{Args, Subcommand};
 use messages::ids::{ImageName, Reference};
 
@@ -24,6 +25,10 @@ pub(in crate::cli) enum ImageCommand {
     },
     /// Remove the layers of container images that are kept for the next pull; images stay.
     Prune,
+    /// Pack an image into one file, for another host or a catalog.
+    Export(ExportImageArgs),
+    /// Make an image of a file that `export` wrote.
+    Import(ImportImageArgs),
 }
 
 #[derive(Debug, Args)]
@@ -59,4 +64,6 @@ pub(in crate::cli) enum KernelCommand {
         #[arg(required = true, value_name = "KERNEL")]
         kernels: Vec<Reference>,
     },
+    /// Make a kernel of one that you built, and of its modules.
+    Import(ImportKernelArgs),
 }
