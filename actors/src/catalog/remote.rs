@@ -183,7 +183,11 @@ fn chain(error: &reqwest::Error) -> String {
     let mut innermost: &dyn std::error::Error = match error.source() {
         Some(source) => source,
         None => {
-            return if error.is_timeout() { "it took too long".to_owned() } else { "it cannot be asked for".to_owned() };
+            return if error.is_timeout() {
+                "it took too long".to_owned()
+            } else {
+                "it cannot be asked for".to_owned()
+            };
         }
     };
     while let Some(source) = innermost.source() {

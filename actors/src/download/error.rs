@@ -1,6 +1,5 @@
 //! What can go wrong between an address and the file that it stands for.
 
-use super::Location;
 use crate::oci::OciError;
 use messages::{ErrorKind, WireError};
 use std::io;
@@ -12,7 +11,7 @@ pub enum DownloadError {
     #[error("`{text}` is no address of a file: {why}")]
     Address { text: String, why: &'static str },
     #[error("`{location}` is plain HTTP, which nobody vouches for")]
-    Insecure { location: Location, authority: String },
+    Insecure { location: String, authority: String },
     #[error("failed to read `{}`", path.display())]
     File {
         path: PathBuf,
@@ -20,10 +19,10 @@ pub enum DownloadError {
         source: io::Error,
     },
     #[error("`{location}` is not what the catalog pins: its digest is sha256:{found}, not sha256:{pinned}")]
-    Digest { location: Location, found: String, pinned: String },
+    Digest { location: String, found: String, pinned: String },
     #[error("failed to fetch `{location}`")]
     Fetch {
-        location: Location,
+        location: String,
         #[source]
         source: OciError,
     },

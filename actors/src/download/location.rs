@@ -87,7 +87,7 @@ impl Location {
         if url.scheme() == "https" || named {
             return Ok(());
         }
-        Err(DownloadError::Insecure { location: self.clone(), authority })
+        Err(DownloadError::Insecure { location: self.to_string(), authority })
     }
 
     /// The path of a file of this host.

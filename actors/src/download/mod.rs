@@ -11,6 +11,3 @@ pub mod web;
 pub use error::DownloadError;
 pub use location::{Location, Pinned};
 pub use read::{Downloads, read};
-
-#[cfg(test)]
-mod tests;

@@ -48,7 +48,7 @@ pub fn read<T: Send, E: From<DownloadError> + Send>(
         Location::File(path) => return from_file(path, pinned, unpack),
         Location::Web(url) => url,
     };
-    let fetched = |source| DownloadError::Fetch { location: pinned.url.clone(), source };
+    let fetched = |source| DownloadError::Fetch { location: pinned.url.to_string(), source };
     let web = WebFile::new(url).map_err(fetched)?;
     for last in [false, true] {
         reporter.step(format!("asking for {}", pinned.url));
@@ -108,6 +108,8 @@ fn from_web<T: Send, E: Send>(
 ) -> Result<Result<T, E>, OciError> {
     let runtime = Handle::current();
     let (sender, arrival) = watch::channel(Arrival::default());
+    // What was here may be damaged: only the whole digest tells, and has it thrown away.
+    let fresh = !downloads.blobs.holds_some(&blob.digest);
     let (received, hopeless, token) = (Received::default(), CancellationToken::new(), cancel.token());
     std::thread::scope(|scope| {
         let unpacker = scope.spawn(|| {
@@ -127,7 +129,7 @@ fn from_web<T: Send, E: Send>(
                 tokio::select! {
                     done = &mut fetching => return done,
                     () = token.cancelled() => return Err(OciError::Cancelled),
-                    () = hopeless.cancelled() => return Ok(()),
+                    () = hopeless.cancelled(), if fresh => return Ok(()),
                     _ = ticks.tick() => {
                         reporter.amount("fetching the bundle", received.0.load(Ordering::Relaxed), Some(blob.size));
                     }
@@ -151,7 +153,7 @@ fn from_file<T, E: From<DownloadError>>(
     io::copy(&mut file, &mut io::sink()).map_err(failed)?;
     let found = hex::encode(file.hash.finalize());
     if found != pinned.sha256.as_str() {
-        let (location, pinned) = (pinned.url.clone(), pinned.sha256.as_str().to_owned());
+        let (location, pinned) = (pinned.url.to_string(), pinned.sha256.as_str().to_owned());
         return Err(DownloadError::Digest { location, found, pinned }.into());
     }
     unpacked

@@ -10,6 +10,7 @@ pub mod depmod;
 pub mod elf;
 pub mod embedded;
 pub mod error;
+mod fixtures;
 pub mod import;
 pub mod index;
 pub mod initramfs;

@@ -194,15 +194,17 @@ fn sentence(option: KernelOption, found: &Found) -> String {
     }
 }
 
+/// The least configuration on which every guest boots, without a module.
+#[cfg(test)]
+pub(super) fn all_built_in() -> String {
+    REQUIREMENTS.iter().map(|needed| format!("CONFIG_{}=y\n", needed.options[0].name)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const LINKS: [GuestLink; 2] = [GuestLink::SerialPort, GuestLink::Vsock];
-
-    fn all_built_in() -> String {
-        REQUIREMENTS.iter().map(|needed| format!("CONFIG_{}=y\n", needed.options[0].name)).collect()
-    }
 
     fn config(text: &str) -> KernelConfig {
         KernelConfig::parse(text).unwrap()

@@ -234,6 +234,19 @@ fn a_vm_is_made_listed_and_deleted_over_the_socket() {
 }
 
 #[test]
+fn an_export_comes_with_the_file_system() {
+    with_server(|server| async move {
+        let mut client = server.send(1, RequestBody::ExportImage { image: "tiny".parse().unwrap() }).await;
+        let Reply::ImageExport(export) = last(&mut client).await.0.unwrap() else { panic!("no export") };
+        assert_eq!((export.name.as_str(), export.size_bytes), ("tiny", 5));
+        let rootfs = std::fs::File::from(client.get_mut().take_fd().unwrap());
+        let mut bytes = [0; 5];
+        std::os::unix::fs::FileExt::read_exact_at(&rootfs, &mut bytes, 0).unwrap();
+        assert_eq!(&bytes, b"bytes");
+    });
+}
+
+#[test]
 fn a_run_is_handed_a_socket_and_its_repeat_runs_nothing() {
     with_server(|server| async move {
         let run = || RequestBody::RunVm {
