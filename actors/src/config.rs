@@ -1,5 +1,6 @@
 //! The config file: every key optional, unknown keys are errors, bad values are refused at load. Reads one file, decides nothing.
 
+use crate::catalog::CatalogSource;
 use messages::ids::{InterfaceName, KernelName, Reference};
 use messages::privileged::Subnet;
 use serde::{Deserialize, Deserializer, de::Error as _};
@@ -109,7 +110,7 @@ pub struct Config {
     #[serde(deserialize_with = "one_or_many")]
     pub default_dns: Vec<Ipv4Addr>,
     pub debian_mirror: Option<String>,
-    pub catalogs: Vec<PathBuf>,
+    pub catalogs: Vec<CatalogSource>,
     pub insecure_registries: Vec<String>,
     #[serde(deserialize_with = "optional_size")]
     pub cache_max_size: Option<u64>,
@@ -310,7 +311,7 @@ mod tests {
             tap_pool_size = 2
             default_dns = "1.1.1.1"
             debian_mirror = "http://mirror.example/debian"
-            catalogs = ["/etc/banger/catalog.toml"]
+            catalogs = ["/etc/banger/catalog.toml", "https://example.org/catalog.toml"]
             insecure_registries = ["127.0.0.1:5000"]
             cache_max_size = "20GiB"
             web_listen_addr = "127.0.0.1:8080"
@@ -343,6 +344,8 @@ mod tests {
             ("bridge_ip = \"10.0.0.1\"", "10.0.0.1"),
             ("vmm = \"qemu\"", "qemu"),
             ("cache_max_size = \"many\"", "many"),
+            ("catalogs = [\"mine.toml\"]", "mine.toml"),
+            ("catalogs = [\"ftp://example.org/x\"]", "ftp://example.org/x"),
             ("auto_stop_stale_after = \"soon\"", "soon"),
         ] {
             let error = Config::parse(text).unwrap_err().to_string();

@@ -2,9 +2,11 @@
 
 pub mod agent_link;
 pub mod artifacts;
+pub mod bundle;
 pub mod catalog;
 pub mod config;
 pub mod dns;
+pub mod download;
 pub mod ext4;
 pub mod host;
 pub mod images;

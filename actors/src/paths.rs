@@ -198,6 +198,12 @@ impl Paths {
         self.cache_dir.join("blobs").join("sha256")
     }
 
+    /// The last good copies of catalogs on the web.
+    #[must_use]
+    pub fn catalogs_dir(&self) -> PathBuf {
+        self.cache_dir.join("catalogs")
+    }
+
     /// Templates of writable disks, one per size.
     #[must_use]
     pub fn templates_dir(&self) -> PathBuf {

@@ -1,6 +1,6 @@
 //! Newtypes for what is named: each parses what it accepts, on the wire too, and prints itself.
 
-use crate::limits::{NAME_MAX, REFERENCE_MAX};
+use crate::limits::{COMMAND_LINE_MAX, HOST_PATH_MAX, NAME_MAX, REFERENCE_MAX};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -22,6 +22,10 @@ pub enum InvalidId {
     ArtifactName(String),
     #[error("`{0}` is not a network interface name of this instance")]
     Interface(String),
+    #[error("`{0}` is not an absolute path of at most {HOST_PATH_MAX} bytes")]
+    HostPath(String),
+    #[error("`{0}` is not a kernel command line: use 1 to {COMMAND_LINE_MAX} printable ASCII characters")]
+    CommandLine(String),
 }
 
 macro_rules! hex_id {
@@ -155,6 +159,17 @@ InterfaceName, Interface, |text| {
         && text.as_bytes()[0].is_ascii_lowercase()
 });
 
+checked_string!(
+/// A file or directory of this host that a client asks the daemon to read: absolute, because the daemon's directory is another.
+HostPath, HostPath, |text| {
+    text.starts_with('/') && text.len() <= HOST_PATH_MAX && !text.contains('\0')
+});
+checked_string!(
+/// What a kernel is booted with. Printable ASCII: a line break or a NUL would end it early.
+KernelCommandLine, CommandLine, |text| {
+    (1..=COMMAND_LINE_MAX).contains(&text.len()) && text.bytes().all(|b| (b' '..=b'~').contains(&b))
+});
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,6 +190,17 @@ mod tests {
         }
         for bad in ["", "-a", "a-", "A", "a.b", "a_b", "ü", &"x".repeat(64), "a/b", ".."] {
             assert!(bad.parse::<VmName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn paths_are_absolute_and_command_lines_are_one_line() {
+        assert!("/a b/ü".parse::<HostPath>().is_ok() && "console=ttyS0 quiet".parse::<KernelCommandLine>().is_ok());
+        for bad in ["", "a", "./a", "~/a", "/a\0b", &format!("/{}", "x".repeat(HOST_PATH_MAX))] {
+            assert!(bad.parse::<HostPath>().is_err(), "{bad}");
+        }
+        for bad in ["", "a\nb", "a\tb", "ü", &"x".repeat(COMMAND_LINE_MAX + 1)] {
+            assert!(bad.parse::<KernelCommandLine>().is_err(), "{bad}");
         }
     }
 

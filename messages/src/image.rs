@@ -1,6 +1,6 @@
 //! What is told about images, kernels and the catalogs they come from.
 
-use crate::ids::{ImageName, KernelName};
+use crate::ids::{HostPath, ImageName, KernelCommandLine, KernelName};
 use serde::{Deserialize, Serialize};
 
 /// An image present on this host.
@@ -79,6 +79,41 @@ pub struct KernelView {
     pub used_by: Vec<String>,
 }
 
+/// A kernel present on this host, and what a list has no room for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelDetails {
+    pub kernel: KernelView,
+    /// What a guest is booted with, before the VMM adds its own.
+    pub command_line: String,
+    /// What its options were checked by; none where they could not be.
+    pub checked_by: Option<String>,
+}
+
+/// A kernel to be made of a user's files, which the daemon reads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelImport {
+    pub name: KernelName,
+    /// An ELF kernel, or a bzImage.
+    pub vmlinux: HostPath,
+    /// `lib/modules/VERSION`, or the directory that holds it.
+    pub modules: Option<HostPath>,
+    /// The configuration that the kernel was built with.
+    pub config: Option<HostPath>,
+    /// The default one where absent.
+    pub command_line: Option<KernelCommandLine>,
+}
+
+/// An image whose file system a client is given to pack into a bundle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageExport {
+    pub name: ImageName,
+    pub kernel: KernelName,
+    /// Bytes of the file system.
+    pub size_bytes: u64,
+    pub source: String,
+    pub config: ImageConfig,
+}
+
 /// What can be pulled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CatalogEntry {
@@ -87,6 +122,6 @@ pub struct CatalogEntry {
     pub kind: String,
     pub description: String,
     pub present: bool,
-    /// The file that the entry was read from; `built-in` for our own.
+    /// The file or address that the entry was read from; `built-in` for our own.
     pub origin: String,
 }

@@ -16,6 +16,11 @@ pub const HELLO_FRAME_MAX: usize = 256;
 pub const NAME_MAX: usize = 63;
 /// The longest image or kernel reference, in bytes.
 pub const REFERENCE_MAX: usize = 512;
+/// The longest path that a client may name, in bytes (`PATH_MAX` - 1, linux/limits.h).
+pub const HOST_PATH_MAX: usize = 4095;
+/// The longest kernel command line of ours, in bytes. x86 takes 2047 (`COMMAND_LINE_SIZE`, asm/setup.h): half of that is left for what
+/// the VMM adds for each device.
+pub const COMMAND_LINE_MAX: usize = 1024;
 /// How many arguments, environment variables or labels one request may carry.
 pub const LIST_MAX: usize = 4096;
 /// The longest path of a Unix socket that the kernel takes, without the final NUL (`sun_path`, unix(7)).

@@ -4,7 +4,7 @@ use crate::error::WireError;
 use crate::frame::{self, FrameError};
 use crate::guest::{GuestPorts, GuestStats};
 use crate::ids::{OperationId, VmId, VmName};
-use crate::image::{CatalogEntry, ImageDetails, ImageView, KernelView};
+use crate::image::{CatalogEntry, ImageDetails, ImageExport, ImageView, KernelDetails, KernelView};
 use crate::limits::CONTROL_FRAME_MAX;
 use crate::vm::{VmSize, VmView};
 use serde::{Deserialize, Serialize};
@@ -147,6 +147,9 @@ pub enum Reply {
         running: bool,
         offset: u64,
     },
+    KernelDetails(KernelDetails),
+    /// The descriptor is the image's file system, open for reading.
+    ImageExport(ImageExport),
 }
 
 /// What became of one VM of several.

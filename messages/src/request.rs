@@ -1,8 +1,8 @@
 //! The one message that a client sends to `bangerd`.
 
 use crate::guest::ExecSpec;
-use crate::ids::{ImageName, KernelName, Reference, RequestId, VmName, VmRef};
-use crate::image::ImageConfig;
+use crate::ids::{HostPath, ImageName, KernelName, Reference, RequestId, VmName, VmRef};
+use crate::image::{ImageConfig, KernelImport};
 use crate::vm::{Readiness, VmSpec};
 use serde::{Deserialize, Serialize};
 
@@ -122,7 +122,7 @@ pub enum RequestBody {
     },
     /// Reply: `Kernels`.
     ListKernels,
-    /// Reply: `Kernel`.
+    /// Reply: `KernelDetails`.
     ShowKernel {
         kernel: Reference,
     },
@@ -152,8 +152,7 @@ pub enum RequestBody {
     /// Makes an image of a file that stays where it is. Reply: `Image`.
     RegisterImage {
         name: ImageName,
-        /// Absolute.
-        rootfs: String,
+        rootfs: HostPath,
         kernel: Option<KernelName>,
     },
     /// Copies a registered image's file into banger's own storage. Reply: `Image`.
@@ -179,6 +178,18 @@ pub enum RequestBody {
         log: LogKind,
         /// Milliseconds since the Unix epoch.
         since_ms: u64,
+    },
+    /// Reply: `KernelDetails`.
+    ImportKernel(KernelImport),
+    /// Reply: `ImageExport`, with a read-only descriptor of `rootfs.ext4`.
+    ExportImage {
+        image: Reference,
+    },
+    /// Reply: `Image`. Makes an image of a bundle, which the daemon reads.
+    ImportImage {
+        file: HostPath,
+        /// The bundle's own where absent.
+        name: Option<ImageName>,
     },
 }
 

@@ -206,7 +206,7 @@ fn client_samples() -> Vec<Sample> {
         ),
         owned(
             "request.register_image",
-            &request(RequestBody::RegisterImage { name: text("a"), rootfs: "/r".into(), kernel: Some(text("k")) }),
+            &request(RequestBody::RegisterImage { name: text("a"), rootfs: text("/r"), kernel: Some(text("k")) }),
         ),
         owned("request.promote_image", &request(RequestBody::PromoteImage { image: image() })),
         owned(
@@ -222,6 +222,21 @@ fn client_samples() -> Vec<Sample> {
         owned(
             "request.vm_logs_since",
             &request(RequestBody::VmLogsSince { vm: text("0a"), log: LogKind::Vmm, since_ms: 300 }),
+        ),
+        owned(
+            "request.import_kernel",
+            &request(RequestBody::ImportKernel(KernelImport {
+                name: text("k"),
+                vmlinux: text("/v"),
+                modules: Some(text("/m")),
+                config: None,
+                command_line: Some(text("quiet")),
+            })),
+        ),
+        owned("request.export_image", &request(RequestBody::ExportImage { image: image() })),
+        owned(
+            "request.import_image",
+            &request(RequestBody::ImportImage { file: text("/f"), name: Some(text("mine")) }),
         ),
     ]
 }
@@ -249,6 +264,15 @@ fn server_samples() -> Vec<Sample> {
         source: "debian".into(),
         created_at_ms: 2,
         used_by: vec![],
+    };
+    let details =
+        KernelDetails { kernel: kernel.clone(), command_line: "quiet".into(), checked_by: Some("config".into()) };
+    let export = ImageExport {
+        name: text("a"),
+        kernel: text("k"),
+        size_bytes: 300,
+        source: "debian".into(),
+        config: ImageConfig::default(),
     };
     let entry = CatalogEntry {
         name: "a".into(),
@@ -315,6 +339,8 @@ fn server_samples() -> Vec<Sample> {
         owned("server.reply.pruned", &reply(Reply::Pruned { bytes: 300 })),
         owned("server.reply.image_details", &reply(Reply::ImageDetails(Box::new(details)))),
         owned("server.reply.log_since", &reply(Reply::LogSince { running: true, offset: 300 })),
+        owned("server.reply.kernel_details", &reply(Reply::KernelDetails(details))),
+        owned("server.reply.image_export", &reply(Reply::ImageExport(export))),
     ]
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 /// What the scenarios run on.
 pub(crate) const IMAGE: &str = "debian-bookworm";
 /// The kernel that the image names.
-const KERNEL: &str = "debian-cloud-6.12";
+pub(crate) const KERNEL: &str = "debian-cloud-6.12";
 /// What of the state directory the cache keeps: both are plain directories that the daemon reads at its start.
 const KEPT: [&str; 2] = ["images", "kernels"];
 /// A pull builds an image from packages: minutes, on two busy processors.

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Small guests: many fit beside each other, and nothing here needs more. Few taps kept ready, so that some are made late.
-pub(crate) const CONFIG: &str = "tap_pool_size = 2\ninsecure_registries = [\"127.0.0.1:5000\", \"127.0.0.1:5001\"]\n[vm_defaults]\nvcpu = 1\nmemory_mib = 512\ndisk_size = \"2GiB\"\n";
+pub(crate) const CONFIG: &str = "tap_pool_size = 2\ninsecure_registries = [\"127.0.0.1:5000\", \"127.0.0.1:5001\", \"127.0.0.1:5002\"]\n[vm_defaults]\nvcpu = 1\nmemory_mib = 512\ndisk_size = \"2GiB\"\n";
 /// How long things that are on their way out may take to be gone.
 const LAST_THINGS: Duration = Duration::from_secs(30);
 

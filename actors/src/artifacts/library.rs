@@ -3,12 +3,14 @@
 use crate::images::Images;
 use crate::images::commit::CommitPlan;
 use crate::images::messages::{
-    AcquireImage, AcquiredImage, CommitImage, DeleteImage, ImageCatalog, InspectImage, ListImages, NoteImageUser,
-    PromoteImage, PruneLayers, PullImage, RegisterImage, ReleaseImage, ShowImage,
+    AcquireImage, AcquiredImage, CommitImage, DeleteImage, ExportImage, ExportedImage, ImageCatalog, ImportImage,
+    InspectImage, ListImages, NoteImageUser, PromoteImage, PruneLayers, PullImage, RegisterImage, ReleaseImage,
+    ShowImage,
 };
 use crate::kernels::Kernels;
 use crate::kernels::messages::{
-    AcquireKernel, DeleteKernel, KernelCatalog, ListKernels, NoteKernelUser, PullKernel, ReleaseKernel, ShowKernel,
+    AcquireKernel, DeleteKernel, ImportKernel, KernelCatalog, ListKernels, NoteKernelUser, PullKernel, ReleaseKernel,
+    ShowKernel,
 };
 use crate::server::{Library, Prepared};
 use crate::supervise::told;
@@ -117,7 +119,7 @@ impl ArtifactLibrary {
             Err(error) if error.kind == ErrorKind::NotFound => {
                 ask(&self.kernels, PullKernel { reference: kernel, progress }).await
             }
-            shown => shown,
+            shown => shown.map(|details| details.kernel),
         }
     }
 
@@ -173,7 +175,7 @@ impl Library for ArtifactLibrary {
                     library.pull_image(reference, name, Some(kernel), progress).await.map(Reply::Image)
                 }
                 RequestBody::RegisterImage { name, rootfs, kernel } => {
-                    let rootfs = rootfs.into();
+                    let rootfs = rootfs.as_str().into();
                     ask(images, RegisterImage { name, rootfs, kernel, progress }).await.map(Reply::Image)
                 }
                 RequestBody::PromoteImage { image } => {
@@ -196,7 +198,13 @@ impl Library for ArtifactLibrary {
                 }
                 RequestBody::ListKernels => ask(kernels, ListKernels).await.map(Reply::Kernels),
                 RequestBody::ShowKernel { kernel } => {
-                    ask(kernels, ShowKernel { name: kernel.to_string() }).await.map(Reply::Kernel)
+                    ask(kernels, ShowKernel { name: kernel.to_string() }).await.map(Reply::KernelDetails)
+                }
+                RequestBody::ImportKernel(wanted) => {
+                    ask(kernels, ImportKernel { wanted, progress }).await.map(Reply::KernelDetails)
+                }
+                RequestBody::ImportImage { file, name } => {
+                    ask(images, ImportImage { file, name, progress }).await.map(Reply::Image)
                 }
                 RequestBody::DeleteKernel { kernel, force } => {
                     ask(kernels, DeleteKernel { name: kernel.to_string(), force }).await.map(|()| Reply::Done)
@@ -214,6 +222,11 @@ impl Library for ArtifactLibrary {
     ) -> BoxFuture<'static, Result<ImageView, WireError>> {
         let images = self.images.clone();
         Box::pin(async move { ask(&images, CommitImage { plan, archive, progress }).await })
+    }
+
+    fn export(&self, image: Reference) -> BoxFuture<'static, Result<ExportedImage, WireError>> {
+        let library = self.clone();
+        Box::pin(async move { ask(&library.images, ExportImage { name: image.to_string() }).await })
     }
 
     fn counts(&self) -> BoxFuture<'static, (u32, u32)> {

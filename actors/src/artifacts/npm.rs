@@ -4,6 +4,7 @@
 //! finds it. No address is ours. Blocks.
 
 use super::{Cancel, Reporter};
+use crate::oci::tls;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use messages::{ErrorKind, WireError};
@@ -13,7 +14,6 @@ use sha2::{Digest, Sha512};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Once;
 use std::time::Duration;
 
 /// The largest package that is taken, compressed: it waits in memory.
@@ -141,11 +141,7 @@ impl NpmFile {
 }
 
 fn client() -> reqwest::Result<reqwest::blocking::Client> {
-    static PROVIDER: Once = Once::new();
-    PROVIDER.call_once(|| {
-        // An error says that somebody installed one before, which is as good.
-        drop(rustls::crypto::ring::default_provider().install_default());
-    });
+    tls::install_provider();
     reqwest::blocking::Client::builder()
         .user_agent(concat!("banger/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(CONNECT_DEADLINE)

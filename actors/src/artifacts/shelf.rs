@@ -238,6 +238,7 @@ mod tests {
             created_at_ms: 1,
             modules_uuid: uuid::Uuid::nil(),
             command_line: "quiet".to_owned(),
+            checked_by: None,
         }
     }
 

@@ -1,12 +1,16 @@
 //! The entries of a catalog and how a name finds one. Reads the user's catalogs, and writes nothing.
 
+use super::remote::{self, Found, RemoteCatalogs};
+use super::source::CatalogSource;
 use crate::artifacts::NpmFile;
-use messages::ids::{ImageName, KernelName};
+use crate::download::{DownloadError, Pinned};
+use messages::ids::{ImageName, KernelCommandLine, KernelName};
 use messages::image::ImageConfig;
 use messages::{ErrorKind, WireError};
 use serde::Deserialize;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::panic::resume_unwind;
+use std::path::PathBuf;
 
 /// The catalog that is part of the program.
 const BUILT_IN: &str = include_str!("builtin.toml");
@@ -25,6 +29,9 @@ pub struct Catalog {
     kernels: Vec<KernelEntry>,
     #[serde(default, rename = "image")]
     images: Vec<ImageEntry>,
+    /// The user's catalogs that could not be fetched, each with the reason.
+    #[serde(skip)]
+    absent: Vec<String>,
 }
 
 /// A kernel that can be pulled.
@@ -32,11 +39,14 @@ pub struct Catalog {
 pub struct KernelEntry {
     pub name: KernelName,
     pub description: String,
+    /// What guests are booted with; the default one where absent.
+    #[serde(default)]
+    pub command_line: Option<KernelCommandLine>,
     #[serde(flatten)]
     pub source: KernelSource,
-    /// The file that the entry is from; none for the built-in catalog.
+    /// The catalog that the entry is from; none for the built-in one.
     #[serde(skip)]
-    pub file: Option<PathBuf>,
+    pub origin: Option<String>,
 }
 
 /// Where a kernel comes from.
@@ -44,6 +54,8 @@ pub struct KernelEntry {
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum KernelSource {
     Debian(DebianKernel),
+    /// A bundle of vmlinux, configuration and modules.
+    Bundle(Pinned),
 }
 
 /// A kernel package of Debian's, unpacked on this host.
@@ -63,9 +75,9 @@ pub struct ImageEntry {
     pub kernel: KernelName,
     #[serde(flatten)]
     pub source: ImageSource,
-    /// The file that the entry is from; none for the built-in catalog.
+    /// The catalog that the entry is from; none for the built-in one.
     #[serde(skip)]
-    pub file: Option<PathBuf>,
+    pub origin: Option<String>,
 }
 
 /// Where an image comes from.
@@ -74,6 +86,8 @@ pub struct ImageEntry {
 pub enum ImageSource {
     Debian(DebianImage),
     Oci(OciImage),
+    /// What `banger image export` makes.
+    Bundle(Pinned),
 }
 
 /// A container image of a registry.
@@ -128,7 +142,7 @@ impl DebianImage {
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
     #[error("the catalog has no {what} called `{name}`")]
-    Unknown { what: &'static str, name: String, nearest: Vec<String> },
+    Unknown { what: &'static str, name: String, nearest: Vec<String>, absent: Vec<String> },
     #[error("the catalog cannot be read")]
     Malformed(#[source] toml::de::Error),
     #[error("failed to read the catalog `{}`", path.display())]
@@ -143,20 +157,24 @@ pub enum CatalogError {
         #[source]
         source: toml::de::Error,
     },
+    #[error(transparent)]
+    Address(DownloadError),
 }
 
 impl From<&CatalogError> for WireError {
     fn from(error: &CatalogError) -> Self {
         match error {
-            CatalogError::Unknown { what, nearest, .. } => {
-                let wire = Self::from_error(ErrorKind::NotFound, error);
+            CatalogError::Address(cause) => Self::from(cause),
+            CatalogError::Unknown { what, nearest, absent, .. } => {
+                let mut wire = Self::from_error(ErrorKind::NotFound, error);
+                wire.hints.extend(absent.iter().map(|absent| format!("it may be in {absent}")));
                 let wire = match suggestion(nearest) {
                     Some(hint) => wire.hint(hint),
                     None => wire.hint(format!("`banger {what} catalog` lists what can be pulled")),
                 };
                 // A word alone could be an image of docker's hub, but the catalog's names come first.
                 match error {
-                    CatalogError::Unknown { what: "image", name, nearest } if nearest.is_empty() => {
+                    CatalogError::Unknown { what: "image", name, nearest, .. } if nearest.is_empty() => {
                         wire.hint(format!("for an image of docker's hub say `docker.io/library/{name}`"))
                     }
                     _ => wire,
@@ -164,7 +182,7 @@ impl From<&CatalogError> for WireError {
             }
             CatalogError::Malformed(_) | CatalogError::Read { .. } | CatalogError::File { .. } => {
                 Self::from_error(ErrorKind::Usage, error)
-                    .hint("`catalogs` in the config names the files; docs/images.md says what is in one")
+                    .hint("`catalogs` in the config names the files; docs/image-catalog.md says what is in one")
             }
         }
     }
@@ -188,27 +206,53 @@ impl Catalog {
         toml::from_str(text).map_err(CatalogError::Malformed)
     }
 
-    /// The built-in catalog with the user's own files after it. An entry replaces an earlier one of its name.
+    /// The built-in catalog with the user's own after it, in their order. An entry replaces an earlier one of its name. One on the
+    /// web that cannot be fetched is its last copy, or left out: it keeps no daemon from starting. Blocks.
     ///
     /// # Errors
-    /// When a file cannot be read, or is not a catalog. Blocks.
-    pub fn with_files(paths: &[PathBuf]) -> Result<Self, CatalogError> {
+    /// When a file cannot be read or is not a catalog, or an address is plain HTTP that the config does not allow.
+    pub fn load(sources: &[CatalogSource], remote: &RemoteCatalogs) -> Result<Self, CatalogError> {
+        for source in sources {
+            if let CatalogSource::Web(location) = source {
+                remote::check(location, &remote.insecure)?;
+            }
+        }
+        // Side by side: what one server takes longest is what the daemon's start waits for.
+        let loaded: Vec<Result<Loaded, CatalogError>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = sources.iter().map(|source| scope.spawn(|| one(source, remote))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+        });
         let mut catalog = Self::built_in();
-        for path in paths {
-            let absolute = if path.is_absolute() { Ok(()) } else { Err(io::Error::other("the path is not absolute")) };
-            let text = absolute
-                .and_then(|()| std::fs::read_to_string(path))
-                .map_err(|source| CatalogError::Read { path: path.clone(), source })?;
-            let mut added: Self =
-                toml::from_str(&text).map_err(|source| CatalogError::File { path: path.clone(), source })?;
-            added.kernels.iter_mut().for_each(|entry| entry.file = Some(path.clone()));
-            added.images.iter_mut().for_each(|entry| entry.file = Some(path.clone()));
-            catalog.kernels.retain(|old| added.kernels.iter().all(|new| new.name != old.name));
-            catalog.images.retain(|old| added.images.iter().all(|new| new.name != old.name));
-            catalog.kernels.append(&mut added.kernels);
-            catalog.images.append(&mut added.images);
+        for loaded in loaded {
+            match loaded? {
+                Loaded::Catalog { added, origin } => catalog.add(added, &origin),
+                Loaded::Absent(reason) => catalog.absent.push(reason),
+            }
         }
         Ok(catalog)
+    }
+
+    fn add(&mut self, mut added: Self, origin: &str) {
+        added.kernels.iter_mut().for_each(|entry| entry.origin = Some(origin.to_owned()));
+        added.images.iter_mut().for_each(|entry| entry.origin = Some(origin.to_owned()));
+        self.kernels.retain(|old| added.kernels.iter().all(|new| new.name != old.name));
+        self.images.retain(|old| added.images.iter().all(|new| new.name != old.name));
+        self.kernels.append(&mut added.kernels);
+        self.images.append(&mut added.images);
+    }
+
+    /// The first entry whose bundle is a file of this host.
+    pub(super) fn names_files(&self) -> Option<&str> {
+        let kernels = self.kernels.iter().map(|entry| match &entry.source {
+            KernelSource::Bundle(pinned) => (entry.name.as_str(), Some(pinned)),
+            KernelSource::Debian(_) => (entry.name.as_str(), None),
+        });
+        let images = self.images.iter().map(|entry| match &entry.source {
+            ImageSource::Bundle(pinned) => (entry.name.as_str(), Some(pinned)),
+            ImageSource::Debian(_) | ImageSource::Oci(_) => (entry.name.as_str(), None),
+        });
+        let mut named = kernels.chain(images).filter(|(_, pinned)| pinned.is_some_and(|it| it.url.path().is_some()));
+        named.next().map(|(name, _)| name)
     }
 
     /// The kernels, in the catalog's order.
@@ -232,6 +276,7 @@ impl Catalog {
             what: "kernel",
             name: name.to_owned(),
             nearest: nearest(name, self.kernels.iter().map(|entry| entry.name.as_str())),
+            absent: self.absent.clone(),
         })
     }
 
@@ -244,16 +289,44 @@ impl Catalog {
             what: "image",
             name: name.to_owned(),
             nearest: nearest(name, self.images.iter().map(|entry| entry.name.as_str())),
+            absent: self.absent.clone(),
         })
     }
+}
+
+/// What came of one of the user's catalogs.
+enum Loaded {
+    Catalog { added: Catalog, origin: String },
+    Absent(String),
+}
+
+fn one(source: &CatalogSource, remote: &RemoteCatalogs) -> Result<Loaded, CatalogError> {
+    let path = match source {
+        CatalogSource::File(path) => path,
+        CatalogSource::Web(location) => {
+            return Ok(match remote.load(location) {
+                Found::Fresh(added) => Loaded::Catalog { added, origin: source.to_string() },
+                Found::Copy(added, why) => Loaded::Catalog { added, origin: format!("{source} ({why})") },
+                Found::Nothing(why) => Loaded::Absent(format!(
+                    "the catalog `{source}`, which could not be fetched when the daemon started: {why}"
+                )),
+            });
+        }
+    };
+    let text = std::fs::read_to_string(path).map_err(|source| CatalogError::Read { path: path.clone(), source })?;
+    let added = toml::from_str(&text).map_err(|source| CatalogError::File { path: path.clone(), source })?;
+    Ok(Loaded::Catalog { added, origin: source.to_string() })
 }
 
 impl KernelEntry {
     /// As it is told to a client.
     #[must_use]
     pub fn view(&self, present: bool) -> messages::image::CatalogEntry {
-        let KernelSource::Debian(_) = &self.source;
-        view(self.name.as_str(), "debian", &self.description, present, self.file.as_deref())
+        let kind = match &self.source {
+            KernelSource::Debian(_) => "debian",
+            KernelSource::Bundle(_) => "bundle",
+        };
+        view(self.name.as_str(), kind, &self.description, present, self.origin.as_deref())
     }
 }
 
@@ -264,8 +337,9 @@ impl ImageEntry {
         let kind = match &self.source {
             ImageSource::Debian(_) => "debian",
             ImageSource::Oci(_) => "oci",
+            ImageSource::Bundle(_) => "bundle",
         };
-        view(self.name.as_str(), kind, &self.description, present, self.file.as_deref())
+        view(self.name.as_str(), kind, &self.description, present, self.origin.as_deref())
     }
 }
 
@@ -274,14 +348,14 @@ fn view(
     kind: &str,
     description: &str,
     present: bool,
-    file: Option<&Path>,
+    origin: Option<&str>,
 ) -> messages::image::CatalogEntry {
     messages::image::CatalogEntry {
         name: name.to_owned(),
         kind: kind.to_owned(),
         description: description.to_owned(),
         present,
-        origin: file.map_or_else(|| BUILT_IN_ORIGIN.to_owned(), |file| file.display().to_string()),
+        origin: origin.unwrap_or(BUILT_IN_ORIGIN).to_owned(),
     }
 }
 
@@ -314,7 +388,7 @@ mod tests {
         for image in catalog.images() {
             catalog.kernel(image.kernel.as_str()).unwrap();
         }
-        let KernelSource::Debian(kernel) = &catalog.kernel("debian-cloud-6.12").unwrap().source;
+        let KernelSource::Debian(kernel) = &catalog.kernel("debian-cloud-6.12").unwrap().source else { panic!() };
         assert_eq!((kernel.suite.as_str(), kernel.package.as_str()), ("trixie", "linux-image-cloud-amd64"));
         let ImageSource::Debian(image) = &catalog.image("debian-bookworm").unwrap().source else { panic!() };
         assert!(image.packages.iter().any(|package| package == "systemd-sysv"));
@@ -354,7 +428,9 @@ mod tests {
             )
         };
         std::fs::write(&path, entry("debian-bookworm") + &entry("mine")).unwrap();
-        let catalog = Catalog::with_files(std::slice::from_ref(&path)).unwrap();
+        let remote = RemoteCatalogs { copies: directory.path().join("copies"), insecure: Vec::new() };
+        let load = |path: &std::path::Path| Catalog::load(&[CatalogSource::File(path.to_owned())], &remote);
+        let catalog = load(&path).unwrap();
         for name in ["debian-bookworm", "mine"] {
             let view = catalog.image(name).unwrap().view(false);
             assert_eq!((view.description.as_str(), view.origin), ("mine", path.display().to_string()));
@@ -363,10 +439,35 @@ mod tests {
         assert_eq!(catalog.image("debian-trixie").unwrap().view(true).origin, "built-in");
 
         std::fs::write(&path, "[[image]]\nname = 1").unwrap();
-        let error = WireError::from(&Catalog::with_files(&[path]).unwrap_err());
+        let error = WireError::from(&load(&path).unwrap_err());
         assert!(error.kind == ErrorKind::Usage && error.to_string().contains("mine.toml"), "{error}");
-        let gone = WireError::from(&Catalog::with_files(&[directory.path().join("gone")]).unwrap_err());
+        let gone = WireError::from(&load(&directory.path().join("gone")).unwrap_err());
         assert!(gone.to_string().contains("gone"), "{gone}");
+    }
+
+    #[test]
+    fn bundles_are_pinned_and_kernels_may_have_a_command_line() {
+        let pinned = format!("url = \"https://x.example/b\"\nsha256 = \"{}\"\n", "ab".repeat(32));
+        let kernel = format!(
+            "[[kernel]]\nname = \"k\"\ndescription = \"d\"\nkind = \"bundle\"\ncommand_line = \"quiet\"\n{pinned}"
+        );
+        let image =
+            format!("[[image]]\nname = \"i\"\ndescription = \"d\"\nkernel = \"k\"\nkind = \"bundle\"\n{pinned}");
+        let catalog = Catalog::parse(&format!("{kernel}{image}")).unwrap();
+        let entry = catalog.kernel("k").unwrap();
+        assert_eq!(entry.command_line.as_ref().map(KernelCommandLine::as_str), Some("quiet"));
+        assert_eq!(
+            (entry.view(false).kind.as_str(), catalog.image("i").unwrap().view(true).kind.as_str()),
+            ("bundle", "bundle")
+        );
+        assert_eq!(catalog.names_files(), None);
+        let of_this_host = image.replace("https://x.example", "file:///x");
+        assert_eq!(Catalog::parse(&of_this_host).unwrap().names_files(), Some("i"));
+        for (old, new) in
+            [("sha256", "sha512"), ("abab", "ABAB"), ("https:", "ftp:"), ("quiet", "a\\nb"), ("url", "uri")]
+        {
+            assert!(Catalog::parse(&kernel.replace(old, new)).is_err(), "{new}");
+        }
     }
 
     #[test]

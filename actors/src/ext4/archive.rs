@@ -19,17 +19,17 @@ const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
 const BAD_MAP: &str = "the map of a sparse file makes no sense";
 
 /// A member, before its contents are read.
-pub(super) struct Member {
-    pub(super) header: Header,
-    pub(super) path: Vec<u8>,
-    pub(super) link: Vec<u8>,
-    pub(super) uid: u64,
-    pub(super) gid: u64,
+pub(crate) struct Member {
+    pub(crate) header: Header,
+    pub(crate) path: Vec<u8>,
+    pub(crate) link: Vec<u8>,
+    pub(crate) uid: u64,
+    pub(crate) gid: u64,
     /// Seconds since the epoch, and nanoseconds.
-    pub(super) mtime: (i64, u32),
-    pub(super) attributes: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) mtime: (i64, u32),
+    pub(crate) attributes: Vec<(Vec<u8>, Vec<u8>)>,
     /// Of its contents, holes among them.
-    pub(super) size: u64,
+    pub(crate) size: u64,
 }
 
 /// What PAX records say of the next member.
@@ -61,11 +61,8 @@ struct Sparse {
     pieces: Vec<u64>,
 }
 
-/// Where the data of a sparse file lies in it: offsets and lengths.
-type Map = Vec<(u64, u64)>;
-
 /// An archive being read from front to back.
-pub(super) struct Archive<R> {
+pub(crate) struct Archive<R> {
     inner: R,
     /// Bytes of the present member that have not been read, and what fills up its last block.
     left: u64,
@@ -81,12 +78,17 @@ fn bad(what: impl Into<String>) -> io::Error {
 }
 
 impl<R: Read> Archive<R> {
-    pub(super) const fn new(inner: R) -> Self {
+    pub(crate) const fn new(inner: R) -> Self {
         Self { inner, left: 0, padding: 0, segments: None, size: 0, at: 0 }
     }
 
+    /// What it is read from, at the end of the archive.
+    pub(crate) fn into_inner(self) -> R {
+        self.inner
+    }
+
     /// The next member, past what is left of the present one; `None` at the end.
-    pub(super) fn next(&mut self) -> io::Result<Option<Member>> {
+    pub(crate) fn next(&mut self) -> io::Result<Option<Member>> {
         self.skip()?;
         let mut records = Records::default();
         let (mut long_path, mut long_link) = (None, None);

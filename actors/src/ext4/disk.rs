@@ -192,6 +192,14 @@ fn run(program: &'static str, mut command: Command, input: &str) -> Result<(), E
     }
 }
 
+/// Copies a file, its holes as holes. `to` must not be there, and is not if this fails.
+///
+/// # Errors
+/// When either file system refuses; a full one is told apart.
+pub fn copy_sparse(from: &Path, to: &Path) -> Result<(), Ext4Error> {
+    copy_from(&File::open(from).map_err(|error| Ext4Error::write(from, error))?, to)
+}
+
 /// Copies a file, its holes as holes. `to` must not be there, and is not if this fails; a full file system is told apart.
 pub(super) fn copy_from(source: &File, to: &Path) -> Result<(), Ext4Error> {
     let target = File::options().write(true).create_new(true).open(to).map_err(|error| Ext4Error::write(to, error))?;

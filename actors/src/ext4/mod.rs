@@ -1,7 +1,7 @@
 //! Every ext4 file that banger makes: images and module drives from a tree in memory, VM disks from templates; and files inside
 //! of those that nobody has mounted. No root, no mount; `e2fsck -fn` judges the results in the tests.
 
-mod archive;
+pub(crate) mod archive;
 pub mod build;
 pub mod disk;
 pub mod error;

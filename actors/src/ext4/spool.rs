@@ -35,6 +35,14 @@ pub enum Hashes {
     Left,
 }
 
+/// False once a file's file system is so full that what comes from elsewhere must not fill it further.
+#[must_use]
+pub fn has_room(file: &File) -> bool {
+    let Ok(stat) = nix::sys::statvfs::fstatvfs(file) else { return true };
+    let (free, whole) = (stat.blocks_available() * stat.fragment_size(), stat.blocks() * stat.fragment_size());
+    free >= ROOM_LEFT.min(whole / 20)
+}
+
 /// Where a file's contents wait.
 #[derive(Debug, Clone, Copy)]
 pub struct Spooled {
@@ -102,12 +110,7 @@ impl Spool {
 
     /// A few kilobytes can unpack to anything: the disk that the VMs write to is never filled by it.
     fn leave_room(&self) -> Result<(), Ext4Error> {
-        let Ok(stat) = nix::sys::statvfs::fstatvfs(&self.file) else { return Ok(()) };
-        let (free, whole) = (stat.blocks_available() * stat.fragment_size(), stat.blocks() * stat.fragment_size());
-        if free < ROOM_LEFT.min(whole / 20) {
-            return Err(Ext4Error::NoSpace { path: self.directory.clone() });
-        }
-        Ok(())
+        if has_room(&self.file) { Ok(()) } else { Err(Ext4Error::NoSpace { path: self.directory.clone() }) }
     }
 
     /// Bytes kept so far.

@@ -337,6 +337,17 @@ impl Tree {
         Ok(())
     }
 
+    /// The length of the regular file at `path`, in bytes; `None` where there is none.
+    ///
+    /// # Errors
+    /// When the path is no path.
+    pub fn length(&self, path: &[u8]) -> Result<Option<u64>, Ext4Error> {
+        Ok(self.find(path)?.and_then(|node| match &self.nodes[node].kind {
+            Kind::File(spooled) => Some(spooled.length),
+            Kind::Directory(_) | Kind::Symlink(_) | Kind::Special(_) => None,
+        }))
+    }
+
     /// The paths of all regular files, sorted within each directory.
     #[must_use]
     pub fn files(&self) -> Vec<String> {

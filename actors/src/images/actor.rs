@@ -1,16 +1,19 @@
 //! The actor that owns this host's images: who uses which, and which are being pulled. Its handlers start work and return.
 
+mod bundles;
+
 use super::messages::{
     AcquireImage, AcquiredImage, DeleteImage, ImageCatalog, ListImages, NoteImageUser, PruneLayers, PullImage,
     ReleaseImage, ShowImage,
 };
 use super::oci::newest;
-use super::{ImageError, ImageRecord, ImageStore, OciPull, Registries, oci, pull};
+use super::{ImageError, ImageRecord, ImageStore, OciPull, Registries, bundle, oci, pull};
 use crate::artifacts::flight::{Flight, Waiter};
 use crate::artifacts::shelf::Record;
 use crate::artifacts::users::Users;
 use crate::artifacts::{Cancel, Reporter, blocking};
 use crate::catalog::{Catalog, DebianImage, ImageSource};
+use crate::download::{Downloads, Pinned};
 use crate::oci::reference::{canonical, distinct, parse};
 use crate::oci::{image_name, is_reference};
 use crate::supervise::{guard, guard_future};
@@ -38,6 +41,7 @@ pub struct ImagesConfig {
     /// `debian_mirror` of the config.
     pub mirror: Option<String>,
     pub registries: Registries,
+    pub downloads: Downloads,
     /// Where blocking work is done.
     pub runtime: Handle,
 }
@@ -62,12 +66,13 @@ struct Underway {
 enum Target {
     Debian { entry: ImageName, debian: DebianImage, kernel: KernelName, name: ImageName },
     Oci(OciPull),
+    Bundle { entry: ImageName, pinned: Pinned, kernel: KernelName, name: ImageName },
 }
 
 impl Target {
     const fn name(&self) -> &ImageName {
         match self {
-            Self::Debian { name, .. } => name,
+            Self::Debian { name, .. } | Self::Bundle { name, .. } => name,
             Self::Oci(pull) => &pull.name,
         }
     }
@@ -75,7 +80,7 @@ impl Target {
     /// Two pulls of the same are one.
     fn source(&self) -> &str {
         match self {
-            Self::Debian { entry, .. } => entry.as_str(),
+            Self::Debian { entry, .. } | Self::Bundle { entry, .. } => entry.as_str(),
             Self::Oci(pull) => &pull.reference,
         }
     }
@@ -190,6 +195,12 @@ impl Images {
                 kernel: kernel.clone().unwrap_or_else(|| entry.kernel.clone()),
                 name: chosen.clone().unwrap_or_else(|| entry.name.clone()),
             }),
+            ImageSource::Bundle(pinned) => Ok(Target::Bundle {
+                entry: entry.name.clone(),
+                pinned: pinned.clone(),
+                kernel: kernel.clone().unwrap_or_else(|| entry.kernel.clone()),
+                name: chosen.unwrap_or_else(|| entry.name.clone()),
+            }),
         }
     }
 
@@ -210,12 +221,15 @@ impl Images {
 
     fn start(&mut self, target: Target) -> Waiter<ImageRecord> {
         let (store, mirror) = (self.config.store.clone(), self.config.mirror.clone());
-        let registries = self.config.registries.clone();
+        let (registries, downloads) = (self.config.registries.clone(), self.config.downloads.clone());
         let (key, source) = (target.name().to_string(), target.source().to_owned());
         let (flight, waiter) =
             Flight::start(&self.config.runtime, Stage::ImagePull, move |cancel, reporter| match target {
                 Target::Debian { debian, kernel, name, .. } => {
                     pull::pull(&store, &debian, &kernel, &name, mirror.as_deref(), cancel, reporter)
+                }
+                Target::Bundle { pinned, kernel, name, .. } => {
+                    bundle::pull(&store, &pinned, &kernel, &name, &downloads, cancel, reporter)
                 }
                 Target::Oci(wanted) => oci::pull(&store, &wanted, &registries, cancel, reporter),
             });

@@ -2,7 +2,9 @@
 
 use super::commit::CommitError;
 use crate::artifacts::{DebianError, NpmError, ShelfError, StagingError};
+use crate::bundle::BundleError;
 use crate::catalog::CatalogError;
+use crate::download::DownloadError;
 use crate::ext4::{Ext4Error, SuperblockError};
 use crate::oci::OciError;
 use messages::ids::ImageName;
@@ -27,6 +29,10 @@ pub enum ImageError {
     Shelf(#[from] ShelfError),
     #[error(transparent)]
     Oci(#[from] OciError),
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Download(#[from] DownloadError),
     #[error("an image called `{name}` is here, and is another one")]
     Taken { name: ImageName },
     #[error("image `{name}` is being made or changed just now")]
@@ -64,10 +70,6 @@ pub enum Unfit {
     File(#[from] io::Error),
     #[error(transparent)]
     FileSystem(#[from] SuperblockError),
-    #[error("its journal has not been replayed: it was not unmounted cleanly, or is mounted now")]
-    Unclean,
-    #[error("its file system is damaged")]
-    Damaged,
     #[error("it changed while it was read")]
     Changing,
 }
@@ -82,6 +84,8 @@ impl From<&ImageError> for WireError {
             ImageError::Ext4(cause) => Self::from(cause).context(error.to_string()),
             ImageError::Staging(cause) => Self::from(cause),
             ImageError::Oci(cause) => Self::from(cause),
+            ImageError::Bundle(cause) => Self::from(cause),
+            ImageError::Download(cause) => Self::from(cause),
             ImageError::Taken { name } => Self::from_error(ErrorKind::Conflict, error)
                 .hint(format!("choose another name with `--name`, or remove it with `banger image delete {name}`")),
             ImageError::Busy { .. } => Self::from_error(ErrorKind::Conflict, error).hint("wait for that to end"),
@@ -91,7 +95,7 @@ impl From<&ImageError> for WireError {
             ImageError::Unfit { path, source } => {
                 let wire = Self::from_error(ErrorKind::Usage, error);
                 match source {
-                    Unfit::Unclean | Unfit::Damaged => {
+                    Unfit::FileSystem(SuperblockError::Unclean | SuperblockError::Damaged) => {
                         wire.hint(format!("unmount it, and let `e2fsck -f {}` repair it", path.display()))
                     }
                     _ => wire,

@@ -4,10 +4,11 @@ use super::ImageRecord;
 use super::commit::CommitPlan;
 use actix::Message;
 use messages::WireError;
-use messages::ids::{ImageName, KernelName, Reference, VmId};
-use messages::image::{CatalogEntry, ImageDetails, ImageView};
+use messages::ids::{HostPath, ImageName, KernelName, Reference, VmId};
+use messages::image::{CatalogEntry, ImageDetails, ImageExport, ImageView};
 use messages::reply::Progress;
 use messages::request::Force;
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use tokio::sync::mpsc;
@@ -33,6 +34,31 @@ pub struct ImageCatalog;
 #[derive(Debug, Message)]
 #[rtype(result = "Result<Vec<ImageView>, WireError>")]
 pub struct ListImages;
+
+/// Makes an image of a bundle. The caller waits as long as it keeps the receiver of `progress`.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<ImageView, WireError>")]
+pub struct ImportImage {
+    pub file: HostPath,
+    /// The bundle's own where absent.
+    pub name: Option<ImageName>,
+    pub progress: mpsc::Sender<Progress>,
+}
+
+/// Opens an image for a client that packs it.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<ExportedImage, WireError>")]
+pub struct ExportImage {
+    pub name: String,
+}
+
+/// An image that a client packs.
+#[derive(Debug)]
+pub struct ExportedImage {
+    pub export: ImageExport,
+    /// The file system, open for reading.
+    pub rootfs: File,
+}
 
 /// One image of this host.
 #[derive(Debug, Message)]

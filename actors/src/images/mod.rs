@@ -1,6 +1,7 @@
 //! Images: a read-only ext4 file each, shared by every VM that uses it.
 
 pub mod actor;
+pub mod bundle;
 pub mod commit;
 pub mod details;
 pub mod error;

@@ -187,7 +187,7 @@ fn layers(
         let download = async move {
             // The first layers first: permits are given in the order in which they were asked for.
             let _permit = permits.acquire_owned().await.expect("the semaphore is never closed");
-            fetch(&registry, &cache, &blob, sender, received).await
+            fetch(&*registry, &cache, &blob, sender, received).await
         };
         downloads.spawn_on(download, &runtime);
     }

@@ -36,7 +36,7 @@ pub fn register(
     }
     let external = External::of(path).map_err(|error| unfit(error.into()))?;
     let file = File::open(path).map_err(|error| unfit(error.into()))?;
-    let superblock = fit(&file).map_err(unfit)?;
+    let superblock = Superblock::read(&file).and_then(Superblock::mountable).map_err(|error| unfit(error.into()))?;
     let digest = digest(file, external.length, cancel, reporter).map_err(|error| unfit(error.into()))?;
     let digest = digest.ok_or(ImageError::Cancelled)?;
     if External::of(path).ok().as_ref() != Some(&external) {
@@ -108,16 +108,6 @@ pub fn promote(
 /// When there is one of that name, damaged or not.
 pub(super) fn check_free(store: &ImageStore, name: &ImageName) -> Result<(), ImageError> {
     if store.path(name.as_str()).exists() { Err(ImageError::Taken { name: name.clone() }) } else { Ok(()) }
-}
-
-/// A file system that can be mounted read-only: nobody could replay its journal.
-fn fit(file: &File) -> Result<Superblock, Unfit> {
-    let superblock = Superblock::read(file)?;
-    match superblock {
-        Superblock { needs_recovery: true, .. } => Err(Unfit::Unclean),
-        Superblock { has_errors: true, .. } => Err(Unfit::Damaged),
-        superblock => Ok(superblock),
-    }
 }
 
 /// `sha256:…` of a file; `None` where it was cancelled.

@@ -1,20 +1,22 @@
 //! The actor that owns this host's kernels: who uses which, and which are being pulled. Its handlers start work and return.
 
 use super::messages::{
-    AcquireKernel, DeleteKernel, KernelCatalog, ListKernels, NoteKernelUser, PullKernel, ReleaseKernel, ShowKernel,
+    AcquireKernel, DeleteKernel, ImportKernel, KernelCatalog, ListKernels, NoteKernelUser, PullKernel, ReleaseKernel,
+    ShowKernel,
 };
-use super::{BootFiles, KernelError, KernelRecord, KernelStore, boot, pull};
+use super::{BootFiles, GuestLink, KernelError, KernelRecord, KernelStore, boot, bundle, import, pull};
 use crate::artifacts::flight::Flight;
 use crate::artifacts::users::Users;
 use crate::artifacts::{blocking, shelf::Record};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, KernelSource};
+use crate::download::Downloads;
 use crate::images::ImageStore;
 use crate::supervise::{guard, guard_future};
 use actix::{
     Actor, ActorFutureExt as _, AtomicResponse, Context, Handler, ResponseActFuture, ResponseFuture, Supervised,
     WrapFuture as _,
 };
-use messages::image::{CatalogEntry, KernelView};
+use messages::image::{CatalogEntry, KernelDetails, KernelView};
 use messages::reply::Stage;
 use messages::{ErrorKind, WireError};
 use std::collections::HashMap;
@@ -34,6 +36,9 @@ pub struct KernelsConfig {
     pub catalog: Arc<Catalog>,
     /// `debian_mirror` of the config.
     pub mirror: Option<String>,
+    pub downloads: Downloads,
+    /// What this host's VMM gives a guest to talk over.
+    pub link: GuestLink,
     /// Put into every initramfs.
     pub agent: PathBuf,
     /// Where blocking work is done.
@@ -102,10 +107,16 @@ impl Handler<PullKernel> for Kernels {
                 Ok(entry) => entry.clone(),
                 Err(error) => return Err(WireError::from(&error)),
             };
-            let (store, mirror) = (self.config.store.clone(), self.config.mirror.clone());
-            let (flight, waiter) = Flight::start(&self.config.runtime, Stage::KernelPull, move |cancel, reporter| {
-                pull::pull(&store, &entry, mirror.as_deref(), cancel, reporter)
-            });
+            let KernelsConfig { store, mirror, downloads, link, .. } = self.config.clone();
+            let (flight, waiter) =
+                Flight::start(&self.config.runtime, Stage::KernelPull, move |cancel, reporter| match &entry.source {
+                    KernelSource::Debian(debian) => {
+                        pull::pull(&store, &entry, debian, link, mirror.as_deref(), cancel, reporter)
+                    }
+                    KernelSource::Bundle(bundle) => {
+                        bundle::pull(&store, &entry, bundle, link, &downloads, cancel, reporter)
+                    }
+                });
             self.flights.insert(name.to_owned(), flight);
             Ok(waiter)
         });
@@ -114,6 +125,33 @@ impl Handler<PullKernel> for Kernels {
         Box::pin(async move {
             let record = started?.wait(progress).await?;
             blocking(&runtime, move || store.view(&record, users).map_err(|error| WireError::from(&error))).await
+        })
+    }
+}
+
+impl Handler<ImportKernel> for Kernels {
+    type Result = ResponseFuture<Result<KernelDetails, WireError>>;
+
+    fn handle(&mut self, ImportKernel { wanted, progress }: ImportKernel, ctx: &mut Self::Context) -> Self::Result {
+        let started = guard(ctx, |_| -> Result<_, WireError> {
+            self.flights.retain(|_, flight| !flight.is_done());
+            let name = wanted.name.clone();
+            // Not joined, as a pull is: these may be other files.
+            if self.flights.contains_key(name.as_str()) {
+                return Err(WireError::from(&KernelError::Taken { name }));
+            }
+            let (store, link) = (self.config.store.clone(), self.config.link);
+            let (flight, waiter) = Flight::start(&self.config.runtime, Stage::KernelPull, move |cancel, reporter| {
+                import::import(&store, &wanted, link, cancel, reporter)
+            });
+            self.flights.insert(name.to_string(), flight);
+            Ok(waiter)
+        });
+        let (store, runtime) = (self.config.store.clone(), self.config.runtime.clone());
+        Box::pin(async move {
+            let record = started?.wait(progress).await?;
+            blocking(&runtime, move || store.details(&record, Vec::new()).map_err(|error| WireError::from(&error)))
+                .await
         })
     }
 }
@@ -149,15 +187,17 @@ impl Handler<ListKernels> for Kernels {
 }
 
 impl Handler<ShowKernel> for Kernels {
-    type Result = ResponseActFuture<Self, Result<KernelView, WireError>>;
+    type Result = ResponseActFuture<Self, Result<KernelDetails, WireError>>;
 
     fn handle(&mut self, ShowKernel { name }: ShowKernel, _: &mut Self::Context) -> Self::Result {
         let (store, images) = (self.config.store.clone(), self.config.images.clone());
         let shown = blocking(&self.config.runtime, move || {
-            let view = store.show(&name).and_then(|record| store.view(&record, Self::image_users(&images, &name)));
-            view.map_err(|error| WireError::from(&error))
+            let found = store.show(&name).and_then(|record| store.details(&record, Self::image_users(&images, &name)));
+            found.map_err(|error| WireError::from(&error))
         });
-        Box::pin(shown.into_actor(self).map(|shown, actor, _| shown.map(|view| actor.with_vms(view))))
+        Box::pin(shown.into_actor(self).map(|shown: Result<KernelDetails, WireError>, actor, _| {
+            shown.map(|details| KernelDetails { kernel: actor.with_vms(details.kernel), ..details })
+        }))
     }
 }
 

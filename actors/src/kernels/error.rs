@@ -1,9 +1,13 @@
 //! What can go wrong with kernels.
 
+use super::requirements::Unfit;
 use super::vmlinux::VmlinuxError;
 use crate::artifacts::{DebianError, ShelfError, StagingError};
+use crate::bundle::BundleError;
 use crate::catalog::CatalogError;
+use crate::download::DownloadError;
 use crate::ext4::Ext4Error;
+use messages::ids::KernelName;
 use messages::{ErrorKind, WireError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -25,8 +29,30 @@ pub enum KernelError {
     Incomplete(&'static str),
     #[error("module `{name}` cannot be read: {why}")]
     Module { name: String, why: String },
-    #[error("the kernel has no module `{0}`, and it is not built in")]
-    MissingModule(&'static str),
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
+    #[error("the kernel does not say its version")]
+    NoVersion,
+    #[error("{what} is of kernel {of}, and the kernel is {version}")]
+    OtherKernel { what: String, of: String, version: String },
+    #[error("{from} is no kernel configuration: it has no line that begins with `CONFIG_`")]
+    NoConfig { from: &'static str },
+    #[error("`{}` holds no modules of kernel {version}", path.display())]
+    NoModules { path: PathBuf, version: String },
+    #[error("a kernel called `{name}` is here, or on its way")]
+    Taken { name: KernelName },
+    #[error("no kernel can be made of `{}`", path.display())]
+    Files {
+        path: PathBuf,
+        #[source]
+        source: Box<KernelError>,
+    },
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Download(#[from] DownloadError),
+    #[error("it was stopped")]
+    Cancelled,
     #[error("modules depend on each other in a circle: {}", .0.join(" → "))]
     Circle(Vec<String>),
     #[error(transparent)]
@@ -41,6 +67,11 @@ pub enum KernelError {
 }
 
 impl KernelError {
+    /// The failure of an import: it is of these files, not of a download.
+    pub(super) fn of_files(self, path: &Path) -> Self {
+        Self::Files { path: path.to_owned(), source: Box::new(self) }
+    }
+
     pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io { action, path: path.to_owned(), source }
     }
@@ -55,10 +86,26 @@ impl From<&KernelError> for WireError {
             KernelError::Vmlinux(_)
             | KernelError::Incomplete(_)
             | KernelError::Module { .. }
+            | KernelError::NoVersion
+            | KernelError::OtherKernel { .. }
             | KernelError::Circle(_) => Self::from_error(ErrorKind::Download, error),
-            KernelError::MissingModule(_) => {
-                Self::from_error(ErrorKind::Download, error).hint("choose another kernel: `banger kernel catalog`")
+            KernelError::Unfit(_) => Self::from_error(ErrorKind::Download, error)
+                .hint("docs/kernel-catalog.md lists what a kernel needs; `banger kernel catalog` lists others"),
+            KernelError::NoConfig { .. } => Self::from_error(ErrorKind::Usage, error),
+            KernelError::NoModules { version, .. } => Self::from_error(ErrorKind::Usage, error)
+                .hint(format!("give `lib/modules/{version}`, or the directory that holds it")),
+            KernelError::Taken { name } => Self::from_error(ErrorKind::Conflict, error)
+                .hint(format!("choose another name, or remove it with `banger kernel delete {name}`")),
+            KernelError::Files { source, .. } => {
+                let wire = Self::from(&**source).context(error.to_string());
+                // What a user gave was not downloaded; that the disk is full stays what it is.
+                let unreadable = matches!(&**source, KernelError::Io { action: "read", .. });
+                let theirs = wire.kind == ErrorKind::Download || unreadable;
+                Self { kind: if theirs { ErrorKind::Usage } else { wire.kind }, ..wire }
             }
+            KernelError::Bundle(cause) => Self::from(cause),
+            KernelError::Download(cause) => Self::from(cause),
+            KernelError::Cancelled => Self::from_error(ErrorKind::Cancelled, error),
             KernelError::Shelf(cause) => Self::from(cause),
             KernelError::Staging(cause) => Self::from(cause),
             KernelError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {

@@ -4,7 +4,7 @@ use super::BootFiles;
 use actix::Message;
 use messages::WireError;
 use messages::ids::{KernelName, Reference, VmId};
-use messages::image::{CatalogEntry, KernelView};
+use messages::image::{CatalogEntry, KernelDetails, KernelImport, KernelView};
 use messages::reply::Progress;
 use messages::request::Force;
 use tokio::sync::mpsc;
@@ -27,9 +27,17 @@ pub struct KernelCatalog;
 #[rtype(result = "Result<Vec<KernelView>, WireError>")]
 pub struct ListKernels;
 
+/// Makes a kernel of files of this host. The caller waits as long as it keeps the receiver of `progress`.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<KernelDetails, WireError>")]
+pub struct ImportKernel {
+    pub wanted: KernelImport,
+    pub progress: mpsc::Sender<Progress>,
+}
+
 /// One kernel of this host.
 #[derive(Debug, Message)]
-#[rtype(result = "Result<KernelView, WireError>")]
+#[rtype(result = "Result<KernelDetails, WireError>")]
 pub struct ShowKernel {
     pub name: String,
 }

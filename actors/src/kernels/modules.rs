@@ -8,10 +8,9 @@ use std::io::{self, Read};
 /// No module is larger unpacked, in bytes.
 const MODULE_MAX: u64 = 64 << 20;
 
-/// What must be loaded before the root file system is there: the virtio bus and its devices, and the overlay.
-const NEEDED: [&str; 3] = ["virtio_mmio", "virtio_blk", "overlay"];
-/// Loaded as early where the kernel has them: network, vsock, entropy.
-const WANTED: [&str; 8] = [
+/// Loaded from the initramfs where the kernel has them as modules: what reaches the root file system and the host. What of it a
+/// guest cannot do without is for `requirements` to say.
+const EARLY: [&str; 14] = [
     "failover",
     "net_failover",
     "virtio_net",
@@ -20,6 +19,13 @@ const WANTED: [&str; 8] = [
     "vmw_vsock_virtio_transport",
     "virtio_rng",
     "libcrc32c",
+    // Asked for by name when ext4 mounts, which nothing in the initramfs could answer.
+    "crc32c_generic",
+    "virtio_console",
+    "virtio_mmio",
+    "virtio_blk",
+    "ext4",
+    "overlay",
 ];
 
 /// What a module says of itself.
@@ -32,6 +38,8 @@ pub struct ModuleInfo {
     pub aliases: Vec<String>,
     /// `pre: a b post: c`, as modprobe takes it.
     pub soft_dependencies: Vec<String>,
+    /// `uname -r` of the kernel that it was built for, where it says.
+    pub built_for: Option<String>,
 }
 
 /// Every module of a kernel by its normalised name, and what is built in.
@@ -68,6 +76,24 @@ impl Modules {
         self.built_in.iter().map(String::as_str)
     }
 
+    /// True if there is a module of that normalised name.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
+    /// True if it is known to be built in.
+    #[must_use]
+    pub fn is_built_in(&self, name: &str) -> bool {
+        self.built_in.contains(name)
+    }
+
+    /// True if what is built in is known: no kernel has nothing built in that could be a module.
+    #[must_use]
+    pub fn knows_built_in(&self) -> bool {
+        !self.built_in.is_empty()
+    }
+
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -83,15 +109,10 @@ impl Modules {
     /// The modules that a guest loads from its initramfs, each after what it needs.
     ///
     /// # Errors
-    /// When one without which no guest boots is missing, or they go in a circle.
+    /// When they go in a circle.
     pub fn initramfs_order(&self) -> Result<Vec<&ModuleInfo>, KernelError> {
         let mut order = Order { modules: self, done: Vec::new(), open: Vec::new() };
-        for name in NEEDED {
-            if !self.built_in.contains(name) && !self.by_name.contains_key(name) {
-                return Err(KernelError::MissingModule(name));
-            }
-        }
-        for name in WANTED.into_iter().chain(NEEDED) {
+        for name in EARLY {
             if self.by_name.contains_key(name) {
                 order.visit(name)?;
             }
@@ -191,6 +212,7 @@ fn read_info(path: &str, bytes: &[u8]) -> Result<ModuleInfo, KernelError> {
             }
             "alias" => info.aliases.push(value.to_owned()),
             "softdep" => info.soft_dependencies.push(value.to_owned()),
+            "vermagic" => info.built_for = value.split(' ').next().map(str::to_owned),
             _ => {}
         }
     }
@@ -219,6 +241,13 @@ mod tests {
         modules
     }
 
+    impl Modules {
+        /// A module of which nothing but its name matters.
+        pub(in crate::kernels) fn insert_bare(&mut self, name: &str) {
+            self.by_name.insert(name.to_owned(), ModuleInfo::default());
+        }
+    }
+
     fn paths(order: &[&ModuleInfo]) -> Vec<String> {
         order.iter().map(|info| module_name(&info.path)).collect()
     }
@@ -239,11 +268,11 @@ mod tests {
     }
 
     #[test]
-    fn a_built_in_module_is_not_missed_and_an_absent_one_is() {
-        let mut kernel = modules(&[("virtio_blk", &[]), ("virtio_mmio", &[])]);
-        assert!(matches!(kernel.initramfs_order(), Err(KernelError::MissingModule("overlay"))));
+    fn only_what_is_a_module_is_loaded_early() {
+        let mut kernel =
+            modules(&[("virtio_blk", &[]), ("virtio_mmio", &[]), ("ext4", &["mbcache"]), ("mbcache", &[])]);
         kernel.add_built_in("kernel/fs/overlayfs/overlay.ko\n");
-        assert_eq!(paths(&kernel.initramfs_order().unwrap()), ["virtio_mmio", "virtio_blk"]);
+        assert_eq!(paths(&kernel.initramfs_order().unwrap()), ["virtio_mmio", "virtio_blk", "mbcache", "ext4"]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::artifacts::shelf::{Record, Shelf, ShelfError};
 use messages::ids::KernelName;
-use messages::image::KernelView;
+use messages::image::{KernelDetails, KernelView};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -25,6 +25,9 @@ pub struct KernelRecord {
     /// Of the file system in `modules.ext4`.
     pub modules_uuid: Uuid,
     pub command_line: String,
+    /// What its options were checked by; none where they could not be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checked_by: Option<String>,
 }
 
 impl Record for KernelRecord {
@@ -56,6 +59,18 @@ impl KernelStore {
             source: record.source.clone(),
             created_at_ms: record.created_at_ms,
             used_by,
+        })
+    }
+
+    /// As it is told to a client that asks for it by name.
+    ///
+    /// # Errors
+    /// When its directory cannot be read.
+    pub fn details(&self, record: &KernelRecord, used_by: Vec<String>) -> Result<KernelDetails, ShelfError> {
+        Ok(KernelDetails {
+            kernel: self.view(record, used_by)?,
+            command_line: record.command_line.clone(),
+            checked_by: record.checked_by.clone(),
         })
     }
 }

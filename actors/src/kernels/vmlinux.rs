@@ -7,7 +7,7 @@ use super::elf::{Elf, ElfError};
 use std::io::{self, Cursor, Read};
 
 /// No kernel is larger unpacked, in bytes; what claims to be is refused before memory is gone.
-const UNPACKED_MAX: u64 = 512 << 20;
+pub const UNPACKED_MAX: u64 = 512 << 20;
 /// `XEN_ELFNOTE_PHYS32_ENTRY` (xen/interface/elfnote.h): the PVH entry point that QEMU's microvm starts.
 const PVH_ENTRY: u32 = 18;
 /// Blocks of the kernel's lz4 are of this size unpacked (lib/decompress_unlz4.c, `LZ4_DEFAULT_UNCOMPRESSED_CHUNK_SIZE`).

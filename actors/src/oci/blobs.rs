@@ -58,6 +58,18 @@ impl BlobCache {
         lock
     }
 
+    /// The length of a blob that is here whole, as far as its file's name tells.
+    pub(crate) fn whole_length(&self, digest: &str) -> Option<u64> {
+        fs::metadata(self.path(digest)).ok().filter(fs::Metadata::is_file).map(|metadata| metadata.len())
+    }
+
+    /// True if some of a blob is here, or all.
+    pub(crate) fn holds_some(&self, digest: &str) -> bool {
+        [self.path(digest), self.partial(digest)]
+            .iter()
+            .any(|path| fs::metadata(path).is_ok_and(|metadata| metadata.len() > 0))
+    }
+
     /// Opens a blob's file. Its digest has been found well-formed: it is a file's name.
     pub(super) fn open(&self, digest: &str) -> Result<Slot, OciError> {
         let path = self.path(digest);

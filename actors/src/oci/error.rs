@@ -40,9 +40,21 @@ pub enum OciError {
         /// Part of it was here before: it is worth another try.
         stale: bool,
     },
-    #[error("{digest} is longer than the {size} bytes that its manifest says")]
+    #[error("{digest} is longer than the {size} bytes that were announced")]
     TooLong { digest: String, size: u64 },
-    #[error("the connection to the registry ended before the end of {digest}")]
+    #[error("failed to fetch `{url}`")]
+    Web {
+        url: String,
+        #[source]
+        source: reqwest::Error,
+    },
+    #[error("the server answers {status} for `{url}`")]
+    Status { url: String, status: u16 },
+    #[error("the server does not say how long `{url}` is")]
+    NoLength { url: String },
+    #[error("`{what}` is longer than {} GiB", limit >> 30)]
+    TooLarge { what: String, limit: u64 },
+    #[error("the connection ended before the end of {digest}")]
     Cut { digest: String },
     #[error("failed to keep a blob in `{}`", path.display())]
     Cache {
@@ -78,6 +90,8 @@ impl OciError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Cut { .. } => true,
+            Self::Web { source, .. } => !source.is_builder() && !tls(source),
+            Self::Status { status, .. } => *status == 429 || *status >= 500,
             Self::Registry { source, .. } => match source {
                 RequestError::Transport(error) => !error.is_builder() && !tls(error),
                 RequestError::Status { status, codes, .. } => {

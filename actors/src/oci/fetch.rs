@@ -1,14 +1,16 @@
 //! Fetches one blob: what the cache has of it is hashed, the rest is asked for by range, and whoever follows sees every byte as
-//! soon as it is hashed. One thread hashes and writes, one task talks to the registry.
+//! soon as it is hashed. One thread hashes and writes, one task talks to the registry
+//! or server.
 
 use super::blobs::Slot;
 use super::follow::{Arrival, Verified};
-use super::registry::{Blob, Registry};
-use super::session::RequestError;
+use super::registry::Blob;
 use super::{BlobCache, OciError};
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use bytes::Bytes;
-use reqwest::StatusCode;
+use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
 use sha2::{Digest as _, Sha256};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
@@ -26,9 +28,28 @@ const FIRST_PAUSE: Duration = Duration::from_millis(300);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
 /// The pauses between tries.
-pub(super) fn pauses() -> backon::ExponentialBackoff {
+pub(crate) fn pauses() -> backon::ExponentialBackoff {
     let builder = ExponentialBuilder::default().with_min_delay(FIRST_PAUSE).with_max_delay(LONGEST_PAUSE);
     builder.with_max_times(TRIES).with_jitter().build()
+}
+
+/// Where the bytes of a blob come from.
+pub trait BlobSource: Send + Sync {
+    /// Asks for a blob from `offset` on. Not verified.
+    fn open<'a>(&'a self, blob: &'a Blob, offset: u64) -> BoxFuture<'a, Result<Part, OciError>>;
+}
+
+/// The bytes of a blob, to its end.
+pub struct Part {
+    /// Where they begin: what was asked for, or 0 where ranges are not known there.
+    pub from: u64,
+    pub bytes: BoxStream<'static, Result<Bytes, OciError>>,
+}
+
+impl std::fmt::Debug for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Part").field("from", &self.from).finish_non_exhaustive()
+    }
 }
 
 /// Counts what has come, of all blobs of a pull.
@@ -46,7 +67,7 @@ impl Received {
 /// # Errors
 /// [`OciError`]; the beginning of a blob whose connection broke is kept for the next time.
 pub async fn fetch(
-    registry: &Registry,
+    source: &impl BlobSource,
     cache: &BlobCache,
     blob: &Blob,
     arrival: watch::Sender<Arrival>,
@@ -66,7 +87,7 @@ pub async fn fetch(
     };
     // Nothing is asked for where the cache has it all.
     let fetched = match start.await {
-        Ok(offset) if offset < blob.size => transfer(registry, blob, offset, &sender).await,
+        Ok(offset) if offset < blob.size => transfer(source, blob, offset, &sender).await,
         Ok(_) | Err(_) => Ok(()),
     };
     drop(sender);
@@ -80,7 +101,7 @@ pub async fn fetch(
 
 /// Asks for the rest of a blob until it is there.
 async fn transfer(
-    registry: &Registry,
+    source: &impl BlobSource,
     blob: &Blob,
     mut offset: u64,
     sender: &mpsc::Sender<Bytes>,
@@ -88,7 +109,7 @@ async fn transfer(
     let mut pause = pauses();
     loop {
         let before = offset;
-        let error = match stream(registry, blob, &mut offset, sender).await {
+        let error = match stream(source, blob, &mut offset, sender).await {
             Ok(()) if offset >= blob.size => return Ok(()),
             Ok(()) => OciError::Cut { digest: blob.digest.clone() },
             Err(error) => error,
@@ -107,16 +128,16 @@ async fn transfer(
 
 /// One connection's worth.
 async fn stream(
-    registry: &Registry,
+    source: &impl BlobSource,
     blob: &Blob,
     offset: &mut u64,
     sender: &mpsc::Sender<Bytes>,
 ) -> Result<(), OciError> {
-    // A registry that knows no ranges sends all of it again: what we have is skipped, and so stays what was hashed.
-    let mut body = registry.blob(blob, *offset).await?;
-    let mut skip = if body.status() == StatusCode::PARTIAL_CONTENT { 0 } else { *offset };
-    let broken = |error| registry.failed(&blob.digest, RequestError::Transport(error));
-    while let Some(mut chunk) = body.chunk().await.map_err(broken)? {
+    let Part { from, mut bytes } = source.open(blob, *offset).await?;
+    // Who knows no ranges sends all of it again: what we have is skipped, and so stays what was hashed.
+    let mut skip = *offset - from;
+    while let Some(chunk) = bytes.next().await {
+        let mut chunk = chunk?;
         let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
         skip -= skipped as u64;
         chunk = chunk.split_off(skipped);

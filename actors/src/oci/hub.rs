@@ -218,14 +218,17 @@ fn answer(shelves: &mut Shelves, address: &str, first: &str, headers: &HashMap<S
         return whole("404 Not Found", "content-type: application/json\r\n".to_owned(), body.to_vec());
     };
     let offset = headers.get("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
-    let (status, body) = match offset {
-        Some(offset) if !shelves.manners.whole_only => ("206 Partial Content", bytes[offset..].to_vec()),
-        _ => ("200 OK", bytes),
+    let (status, extra, body) = match offset {
+        Some(offset) if !shelves.manners.whole_only => {
+            let extra = format!("content-range: bytes {offset}-{}/{}\r\n", bytes.len() - 1, bytes.len());
+            ("206 Partial Content", extra, bytes[offset..].to_vec())
+        }
+        _ => ("200 OK", String::new(), bytes),
     };
     let manners = &mut shelves.manners;
     if manners.cuts > 0 && body.len() > manners.cut_after {
         manners.cuts -= 1;
-        return (status, String::new(), body, manners.cut_after);
+        return (status, extra, body, manners.cut_after);
     }
-    whole(status, String::new(), body)
+    whole(status, extra, body)
 }

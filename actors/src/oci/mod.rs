@@ -11,6 +11,7 @@ pub mod follow;
 pub mod reference;
 pub mod registry;
 mod session;
+pub(crate) mod tls;
 mod token;
 
 pub use blobs::BlobCache;

@@ -3,14 +3,16 @@
 use super::OciError;
 use super::credentials::{Login, credentials};
 use super::document::{self, ConfigFile};
-use super::fetch::pauses;
+use super::fetch::{BlobSource, Part, pauses};
 use super::reference::{canonical, is_sha256};
 use super::session::{ANSWER_DEADLINE, Ask, RequestError, Session, whole};
+use futures::StreamExt as _;
+use futures::future::BoxFuture;
 use messages::image::ImageConfig;
 use oci_client::Reference;
 use oci_client::manifest::{ImageIndexEntry, OciDescriptor, OciImageManifest, OciManifest};
 use reqwest::header::HeaderMap;
-use reqwest::{Method, Response};
+use reqwest::{Method, Response, StatusCode};
 use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -290,6 +292,11 @@ impl Registry {
         self.session.ask(&ask).await.map_err(|error| self.failed(&blob.digest, error))
     }
 
+    fn broke(&self, blob: &Blob) -> impl Fn(reqwest::Error) -> OciError + Send + use<> {
+        let (digest, registry) = (blob.digest.clone(), self.reference.registry().to_owned());
+        move |error| OciError::answered(&digest, &registry, RequestError::Transport(error))
+    }
+
     fn not_for_us(&self, offered: Vec<String>) -> OciError {
         OciError::Platform { reference: canonical(&self.reference), offered }
     }
@@ -302,6 +309,17 @@ impl Registry {
 /// What a registry says that it sends.
 fn stated(headers: &HeaderMap) -> Option<String> {
     headers.get(DIGEST_HEADER)?.to_str().ok().map(str::to_owned)
+}
+
+impl BlobSource for Registry {
+    fn open<'a>(&'a self, blob: &'a Blob, offset: u64) -> BoxFuture<'a, Result<Part, OciError>> {
+        Box::pin(async move {
+            let answer = self.blob(blob, offset).await?;
+            let from = if answer.status() == StatusCode::PARTIAL_CONTENT { offset } else { 0 };
+            let broke = self.broke(blob);
+            Ok(Part { from, bytes: answer.bytes_stream().map(move |chunk| chunk.map_err(&broke)).boxed() })
+        })
+    }
 }
 
 /// The manifest for the platform that our guests are.

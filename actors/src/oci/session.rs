@@ -4,12 +4,13 @@
 //! for the registry (docs/adr/0002). Protocol: OCI distribution specification; the challenge of RFC 9110, section 11.
 
 use super::credentials::Login;
+use super::tls;
 use super::token::{Challenge, challenges, fetch_token};
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue, RANGE, WWW_AUTHENTICATE};
 use reqwest::{Client, Method, Response, StatusCode};
 use serde::Deserialize;
 use std::collections::HashMap;
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
@@ -75,11 +76,7 @@ impl std::fmt::Debug for Session {
 impl Session {
     /// Makes ready; reads all of this host's certificates.
     pub(super) fn new(registry: &str, secure: bool, login: Login) -> Result<Self, RequestError> {
-        static PROVIDER: Once = Once::new();
-        PROVIDER.call_once(|| {
-            // An error says that somebody installed one before, which is as good.
-            drop(rustls::crypto::ring::default_provider().install_default());
-        });
+        tls::install_provider();
         let http = Client::builder()
             .connect_timeout(CONNECT_DEADLINE)
             .read_timeout(READ_DEADLINE)

@@ -1,6 +1,7 @@
 //! What the server needs of images and kernels, as one trait: the tests have none on disk.
 
 use crate::images::commit::CommitPlan;
+use crate::images::messages::ExportedImage;
 use futures::future::BoxFuture;
 use messages::WireError;
 use messages::ids::{ImageName, KernelName, Reference};
@@ -41,6 +42,9 @@ pub trait Library: Send + Sync + 'static {
         archive: OwnedFd,
         progress: mpsc::Sender<Progress>,
     ) -> BoxFuture<'static, Result<ImageView, WireError>>;
+
+    /// Opens an image's file system for a client that packs it.
+    fn export(&self, image: Reference) -> BoxFuture<'static, Result<ExportedImage, WireError>>;
 
     /// How many images and kernels are present.
     fn counts(&self) -> BoxFuture<'static, (u32, u32)>;

@@ -2,6 +2,7 @@
 
 use super::context::{Answer, ServerContext};
 use super::{commit, daemon, fleet, run};
+use crate::images::messages::ExportedImage;
 use actors_sys::fd_stream::FdStream;
 use link::frames::{FrameReader, ReadError, send_hello};
 use messages::error::{ErrorKind, WireError};
@@ -174,6 +175,9 @@ const fn name(body: &RequestBody) -> &'static str {
         RequestBody::ShowKernel { .. } => "kernel show",
         RequestBody::DeleteKernel { .. } => "kernel delete",
         RequestBody::WaitVm { .. } => "vm wait",
+        RequestBody::ImportKernel(_) => "kernel import",
+        RequestBody::ExportImage { .. } => "image export",
+        RequestBody::ImportImage { .. } => "image import",
     }
 }
 
@@ -218,7 +222,13 @@ async fn dispatch(context: Arc<ServerContext>, request: Request, client: Client)
         RequestBody::CommitImage { vm, name, config, source } => {
             commit::commit(&context, commit::Commit { vm, name, config, source }, &client).await.map(Answer::from)
         }
+        RequestBody::ExportImage { image } => {
+            let ExportedImage { export, rootfs } = context.library.export(image).await?;
+            Ok(Answer { reply: Reply::ImageExport(export), descriptor: Some(rootfs.into()) })
+        }
         body @ (RequestBody::ImageCatalog
+        | RequestBody::ImportImage { .. }
+        | RequestBody::ImportKernel(_)
         | RequestBody::PullImage { .. }
         | RequestBody::ListImages
         | RequestBody::ShowImage { .. }

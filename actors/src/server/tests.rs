@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::ext4::files::Ext4Files;
 use crate::host::HostFacts;
 use crate::images::commit::CommitPlan;
+use crate::images::messages::ExportedImage;
 use crate::paths::Paths;
 use crate::registry::{Registry, RegistryContext};
 use crate::store::Store;
@@ -18,7 +19,7 @@ use messages::error::{ErrorKind, WireError};
 use messages::frame::{GENERATION, Hello, MAGIC};
 use messages::guest::{ExecCommand, ExecSpec};
 use messages::ids::{Reference, RequestId};
-use messages::image::ImageView;
+use messages::image::{ImageConfig, ImageExport, ImageView};
 use messages::limits::{CONTROL_FRAME_MAX, HELLO_FRAME_MAX};
 use messages::reply::{NamesView, Progress, Reply, ServerFrame, Stage};
 use messages::request::{Force, Request, RequestBody};
@@ -67,6 +68,21 @@ impl Library for FakeLibrary {
     ) -> BoxFuture<'static, Result<ImageView, WireError>> {
         let made = WireError::new(ErrorKind::Conflict, format!("asked for {} of {}", plan.name, plan.source));
         Box::pin(std::future::ready(Err(made)))
+    }
+
+    fn export(&self, image: Reference) -> BoxFuture<'static, Result<ExportedImage, WireError>> {
+        Box::pin(async move {
+            let export = ImageExport {
+                name: image.as_str().parse().unwrap(),
+                kernel: "k".parse().unwrap(),
+                size_bytes: 5,
+                source: "test".to_owned(),
+                config: ImageConfig::default(),
+            };
+            let mut rootfs = tempfile::tempfile().unwrap();
+            std::io::Write::write_all(&mut rootfs, b"bytes").unwrap();
+            Ok(ExportedImage { export, rootfs })
+        })
     }
 
     fn counts(&self) -> BoxFuture<'static, (u32, u32)> {
@@ -222,6 +238,19 @@ fn a_vm_is_made_listed_and_deleted_over_the_socket() {
         assert!(outcomes[0].result.as_ref().unwrap().changed);
         assert_eq!(outcomes[1].result.as_ref().unwrap_err().kind, ErrorKind::NotFound);
         assert!(server.world.outside().dirs.is_empty());
+    });
+}
+
+#[test]
+fn an_export_comes_with_the_file_system() {
+    with_server(|server| async move {
+        let mut client = server.send(1, RequestBody::ExportImage { image: "tiny".parse().unwrap() }).await;
+        let Reply::ImageExport(export) = last(&mut client).await.0.unwrap() else { panic!("no export") };
+        assert_eq!((export.name.as_str(), export.size_bytes), ("tiny", 5));
+        let rootfs = std::fs::File::from(client.get_mut().take_fd().unwrap());
+        let mut bytes = [0; 5];
+        std::os::unix::fs::FileExt::read_exact_at(&rootfs, &mut bytes, 0).unwrap();
+        assert_eq!(&bytes, b"bytes");
     });
 }
 

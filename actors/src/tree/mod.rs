@@ -9,12 +9,13 @@ mod taps;
 pub use sources::{ArtifactSource, TapSource};
 
 use crate::artifacts::ArtifactLibrary;
-use crate::catalog::{Catalog, CatalogError};
+use crate::catalog::{Catalog, CatalogError, RemoteCatalogs};
 use crate::config::{Config, Loaded};
+use crate::download::Downloads;
 use crate::ext4::files::Ext4Files;
 use crate::host::HostFacts;
 use crate::images::{ImageError, ImageStore, Images, ImagesConfig, Registries};
-use crate::kernels::{KernelError, KernelStore, Kernels, KernelsConfig};
+use crate::kernels::{GuestLink, KernelError, KernelStore, Kernels, KernelsConfig};
 use crate::network::SettingsError;
 use crate::oci::credentials::docker_directory;
 use crate::oci::{Access, BlobCache};
@@ -110,26 +111,39 @@ async fn start_artifacts(
     paths: &Paths,
     config: &Config,
     agent: PathBuf,
+    link: GuestLink,
     runtime: Handle,
 ) -> Result<ArtifactLibrary, TreeError> {
     let (image_store, kernel_store) = (ImageStore::new(paths.images_dir()), KernelStore::new(paths.kernels_dir()));
-    let files = config.catalogs.clone();
-    let catalog = runtime.spawn_blocking(move || Catalog::with_files(&files)).await;
+    let (sources, insecure) = (config.catalogs.clone(), config.insecure_registries.clone());
+    let remote = RemoteCatalogs { copies: paths.catalogs_dir(), insecure: insecure.clone() };
+    let catalog = runtime.spawn_blocking(move || Catalog::load(&sources, &remote)).await;
     let catalog = Arc::new(catalog.map_err(|error| TreeError::Host(std::io::Error::other(error)))??);
     let mirror = config.debian_mirror.clone();
+    let blobs = BlobCache::new(paths.blobs_dir(), config.cache_max_size);
+    let downloads = Downloads { blobs: blobs.clone(), insecure };
     let images = ImagesConfig {
         store: image_store.clone(),
         catalog: Arc::clone(&catalog),
         mirror: mirror.clone(),
         registries: Registries {
             access: Access::new(config.insecure_registries.clone(), docker_directory()),
-            blobs: BlobCache::new(paths.blobs_dir(), config.cache_max_size),
+            blobs,
             kernel: config.default_kernel.clone(),
         },
+        downloads: downloads.clone(),
         runtime: runtime.clone(),
     };
-    let kernels =
-        KernelsConfig { store: kernel_store, images: image_store, catalog, mirror, agent, runtime: runtime.clone() };
+    let kernels = KernelsConfig {
+        store: kernel_store,
+        images: image_store,
+        catalog,
+        mirror,
+        downloads,
+        link,
+        agent,
+        runtime: runtime.clone(),
+    };
     let built = runtime.spawn_blocking(move || Ok::<_, TreeError>((Images::new(images)?, Kernels::new(kernels)?)));
     let (images, kernels) = built.await.map_err(|error| TreeError::Host(std::io::Error::other(error)))??;
     Ok(ArtifactLibrary { images: Supervisor::start(move |_| images), kernels: Supervisor::start(move |_| kernels) })
@@ -166,7 +180,11 @@ pub async fn start(
     let known: Vec<_> = records.iter().map(|record| record.id).collect();
     sweep::vm_dirs(&paths, &known).await;
 
-    let library = start_artifacts(&paths, &config, agent, runtime.clone()).await?;
+    let link = match vmm.kind {
+        VmmKind::Firecracker => GuestLink::Vsock,
+        VmmKind::Emulated => GuestLink::SerialPort,
+    };
+    let library = start_artifacts(&paths, &config, agent, link, runtime.clone()).await?;
     for record in &records {
         let name = record.name.to_string();
         library.note_user(record.id, name, record.image.clone(), record.kernel.clone()).await;

@@ -1,17 +1,16 @@
 //! `banger image …` and `banger kernel …`: ask, then print.
 
-use super::args::{DeleteImagesArgs, ImageCommand, KernelCommand, PullImageArgs};
+use super::args::{DeleteImagesArgs, ImageCommand, KernelCommand, PullImageArgs, RegisterImageArgs};
 use super::client::{Client, unexpected};
 use super::failure::{Failure, Outcome};
 use super::output::error_value;
-use super::{build, human, json, table};
+use super::{build, bundle, human, json, table};
 use messages::error::ErrorKind;
-use messages::ids::Reference;
-use messages::image::{CatalogEntry, ImageDetails, ImageView, KernelView};
+use messages::ids::{KernelName, Reference};
+use messages::image::{CatalogEntry, ImageDetails, ImageView, KernelDetails, KernelImport, KernelView};
 use messages::reply::Reply;
 use messages::request::{Force, RequestBody};
 use serde_json::{Value, json as value_of};
-use std::path::Path;
 
 /// Runs one `image` command.
 pub(super) async fn image(client: &Client, command: ImageCommand) -> Outcome {
@@ -40,11 +39,7 @@ pub(super) async fn image(client: &Client, command: ImageCommand) -> Outcome {
             Reply::ImageDetails(details) => show(client, &json::image_details(&details), &image_details(&details)),
             other => Err(unexpected(&other)),
         },
-        ImageCommand::Register(args) => {
-            let rootfs = absolute(&args.rootfs)?;
-            let body = RequestBody::RegisterImage { name: args.name, rootfs, kernel: args.kernel_ref };
-            made(client, body).await
-        }
+        ImageCommand::Register(args) => register(client, args).await,
         ImageCommand::Promote { image } => made(client, RequestBody::PromoteImage { image }).await,
         ImageCommand::Build(args) => build::run(client, args).await,
         ImageCommand::Commit { vm, name } => {
@@ -69,6 +64,8 @@ pub(super) async fn image(client: &Client, command: ImageCommand) -> Outcome {
             }
             other => Err(unexpected(&other)),
         },
+        ImageCommand::Export(args) => bundle::export_image(client, args).await,
+        ImageCommand::Import(args) => bundle::import_image(client, args).await,
     }
 }
 
@@ -89,7 +86,7 @@ pub(super) async fn kernel(client: &Client, command: KernelCommand) -> Outcome {
             other => Err(unexpected(&other)),
         },
         KernelCommand::Show { kernel } => match client.ask(RequestBody::ShowKernel { kernel }).await? {
-            Reply::Kernel(view) => show(client, &json::kernel(&view), &kernel_details(&view)),
+            Reply::KernelDetails(details) => show(client, &json::kernel_details(&details), &kernel_details(&details)),
             other => Err(unexpected(&other)),
         },
         KernelCommand::Delete { kernels } => {
@@ -98,6 +95,7 @@ pub(super) async fn kernel(client: &Client, command: KernelCommand) -> Outcome {
                 .map(|kernel| (kernel.to_string(), RequestBody::DeleteKernel { kernel, force: Force::No }));
             delete(client, bodies.collect()).await
         }
+        KernelCommand::Import(args) => bundle::import_kernel(client, args).await,
     }
 }
 
@@ -127,14 +125,28 @@ async fn made(client: &Client, body: RequestBody) -> Outcome {
     }
 }
 
-/// A path that means the same to the daemon, which runs in another directory.
-fn absolute(path: &Path) -> Result<String, Failure> {
-    let absolute = std::path::absolute(path)
-        .map_err(|error| Failure::io(ErrorKind::Usage, format!("`{}` is no path", path.display()), &error))?;
-    absolute
-        .into_os_string()
-        .into_string()
-        .map_err(|path| Failure::usage(format!("the path `{}` is not UTF-8", path.display())))
+/// Registers a file; a kernel that is given with it gets the image's name, and goes again if the image does not come.
+async fn register(client: &Client, args: RegisterImageArgs) -> Outcome {
+    let RegisterImageArgs { name, rootfs, kernel_ref, kernel, modules, config } = args;
+    let rootfs = bundle::absolute(&rootfs)?;
+    let Some(vmlinux) = kernel else {
+        return made(client, RequestBody::RegisterImage { name, rootfs, kernel: kernel_ref }).await;
+    };
+    let kernel: KernelName = name.as_str().parse().map_err(|error| Failure::io_only(ErrorKind::Usage, &error))?;
+    let import = KernelImport {
+        name: kernel.clone(),
+        vmlinux: bundle::absolute(&vmlinux)?,
+        modules: modules.as_deref().map(bundle::absolute).transpose()?,
+        config: config.as_deref().map(bundle::absolute).transpose()?,
+        command_line: None,
+    };
+    client.ask(RequestBody::ImportKernel(import)).await?;
+    let registered = made(client, RequestBody::RegisterImage { name, rootfs, kernel: Some(kernel.clone()) }).await;
+    if registered.is_err() {
+        let kernel = kernel.as_str().parse().map_err(|error| Failure::io_only(ErrorKind::Internal, &error))?;
+        client.ask(RequestBody::DeleteKernel { kernel, force: Force::No }).await?;
+    }
+    registered
 }
 
 async fn catalog(client: &Client, body: RequestBody) -> Outcome {
@@ -281,7 +293,8 @@ fn layers(details: &ImageDetails) -> String {
     format!("{count}, {common}; {kept} of them kept for the next pull")
 }
 
-fn kernel_details(view: &KernelView) -> Vec<(&'static str, String)> {
+fn kernel_details(details: &KernelDetails) -> Vec<(&'static str, String)> {
+    let view = &details.kernel;
     vec![
         ("name", view.name.to_string()),
         ("version", view.version.clone()),
@@ -290,5 +303,10 @@ fn kernel_details(view: &KernelView) -> Vec<(&'static str, String)> {
         ("source", view.source.clone()),
         ("created", human::timestamp(view.created_at_ms)),
         ("used by", used_by(&view.used_by)),
+        ("command line", details.command_line.clone()),
+        (
+            "checked by",
+            details.checked_by.clone().unwrap_or_else(|| "nothing: it does not carry its configuration".to_owned()),
+        ),
     ]
 }

@@ -2,7 +2,7 @@
 
 use actors::ssh::host_key;
 use messages::guest::{GuestPorts, GuestStats};
-use messages::image::{CatalogEntry, ImageDetails, ImageView, KernelView, LayerView};
+use messages::image::{CatalogEntry, ImageDetails, ImageView, KernelDetails, KernelView, LayerView};
 use messages::reply::{DaemonStatus, VmOutcome};
 use messages::vm::{SshPublicKey, VmSize, VmView};
 use serde_json::{Map, Value, json};
@@ -108,6 +108,14 @@ pub(super) fn kernel(view: &KernelView) -> Value {
         "created_at_ms": view.created_at_ms,
         "used_by": view.used_by,
     })
+}
+
+/// One kernel, as `kernel show` has it.
+pub(super) fn kernel_details(details: &KernelDetails) -> Value {
+    let mut value = kernel(&details.kernel);
+    value["command_line"] = details.command_line.clone().into();
+    value["checked_by"] = details.checked_by.clone().into();
+    value
 }
 
 /// One entry of a catalog.

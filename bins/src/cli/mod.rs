@@ -7,6 +7,7 @@ mod artifacts;
 mod attach;
 mod autostart;
 mod build;
+mod bundle;
 mod client;
 mod completion;
 mod config;

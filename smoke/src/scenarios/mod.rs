@@ -1,6 +1,7 @@
 //! The scenarios, one file for each group. `scenarios.txt` says what each shows.
 
 mod artifacts;
+mod bundle;
 mod daemon;
 mod docker;
 mod faults;
@@ -50,6 +51,7 @@ pub(crate) const ALL: &[(&str, Code)] = &[
     ("image-build", images::build),
     ("oci", oci::boot),
     ("oci-exact", oci::exact),
+    ("bundle", bundle::bundle),
     ("daemon-killed", daemon::killed),
     ("pull-interrupted", artifacts::pull_interrupted),
 ];

@@ -5,8 +5,9 @@
 use super::*;
 use crate::artifacts::Staging;
 use crate::catalog::Catalog;
+use crate::download::Downloads;
 use crate::images::{ImageRecord, ImageStore, ImagesConfig, Registries};
-use crate::kernels::{KernelRecord, KernelStore, KernelsConfig};
+use crate::kernels::{GuestLink, KernelRecord, KernelStore, KernelsConfig};
 use crate::oci::{Access, BlobCache};
 use messages::image::ImageConfig;
 use messages::request::Force;
@@ -31,6 +32,7 @@ fn kernels(directory: &Path) -> KernelStore {
         created_at_ms: 1,
         modules_uuid: Uuid::from_u128(6),
         command_line: "quiet".to_owned(),
+        checked_by: None,
     };
     store.publish(staging, &record).unwrap();
     store
@@ -58,6 +60,10 @@ fn images(directory: &Path) -> ImageStore {
     store
 }
 
+fn downloads(state: &Path) -> Downloads {
+    Downloads { blobs: BlobCache::new(state.join("blobs"), None), insecure: Vec::new() }
+}
+
 /// Runs a test against both actors, on a state directory with one image and its kernel.
 fn with_library<F: Future<Output = ()>>(test: impl FnOnce(ArtifactLibrary, std::path::PathBuf) -> F) {
     let directory = tempfile::tempdir().unwrap();
@@ -77,10 +83,19 @@ fn with_library<F: Future<Output = ()>>(test: impl FnOnce(ArtifactLibrary, std::
                 blobs: BlobCache::new(state.join("blobs"), None),
                 kernel: "six".parse().unwrap(),
             },
+            downloads: downloads(&state),
             runtime: runtime.clone(),
         };
-        let of_kernels =
-            KernelsConfig { store: kernels, images, catalog, mirror: None, agent: state.join("agent"), runtime };
+        let of_kernels = KernelsConfig {
+            store: kernels,
+            images,
+            catalog,
+            mirror: None,
+            downloads: downloads(&state),
+            link: GuestLink::SerialPort,
+            agent: state.join("agent"),
+            runtime,
+        };
         let images = Images::new(of_images).unwrap();
         let kernels = Kernels::new(of_kernels).unwrap();
         assert!(!state.join("images/dead.123.partial").exists(), "swept at the start");
@@ -131,8 +146,9 @@ fn a_kernel_is_held_by_vms_and_by_images() {
         let error = request(&library, delete(Force::No)).await.unwrap_err();
         assert!(error.to_string().contains("red-fox"), "{error}");
         let show = RequestBody::ShowKernel { kernel: "six".parse().unwrap() };
-        let Reply::Kernel(view) = request(&library, show).await.unwrap() else { panic!() };
-        assert_eq!(view.used_by, ["image twelve", "red-fox"]);
+        let Reply::KernelDetails(details) = request(&library, show).await.unwrap() else { panic!() };
+        assert_eq!(details.command_line, "quiet");
+        assert_eq!(details.kernel.used_by, ["image twelve", "red-fox"]);
         request(&library, delete(Force::Yes)).await.unwrap();
         assert_eq!(request(&library, delete(Force::Yes)).await.unwrap_err().kind, ErrorKind::NotFound);
     });

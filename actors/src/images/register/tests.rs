@@ -1,4 +1,5 @@
 use super::*;
+use crate::ext4::SuperblockError;
 use crate::ext4::disk::create_disk;
 use messages::WireError;
 use messages::reply::Stage;
@@ -86,6 +87,9 @@ fn what_cannot_be_mounted_read_only_is_refused_and_leaves_nothing() {
     let mut features = [0; 1];
     file.read_exact_at(&mut features, 1024 + 0x60).unwrap();
     file.write_all_at(&[features[0] | 4], 1024 + 0x60).unwrap();
-    assert!(matches!(world.register(&path), Err(ImageError::Unfit { source: Unfit::Unclean, .. })));
+    assert!(matches!(
+        world.register(&path),
+        Err(ImageError::Unfit { source: Unfit::FileSystem(SuperblockError::Unclean), .. })
+    ));
     assert_eq!(world.left_over(), 0);
 }

@@ -1,5 +1,6 @@
 //! Flags of `banger image` and `banger kernel`.
 
+use super::bundles::{ExportImageArgs, ImportImageArgs, ImportKernelArgs};
 use crate::cli::{completion, parse};
 use clap::{Args, Subcommand};
 use clap_complete::engine::ArgValueCandidates;
@@ -53,6 +54,10 @@ pub(in crate::cli) enum ImageCommand {
     Delete(DeleteImagesArgs),
     /// Remove the layers of container images that are kept for the next pull; images stay.
     Prune,
+    /// Pack an image into one file, for another host or a catalog.
+    Export(ExportImageArgs),
+    /// Make an image of a file that `export` wrote.
+    Import(ImportImageArgs),
 }
 
 #[derive(Debug, Args)]
@@ -79,6 +84,15 @@ pub(in crate::cli) struct RegisterImageArgs {
     /// The kernel to boot it with. The default one when absent.
     #[arg(long, value_name = "KERNEL", add = ArgValueCandidates::new(completion::kernels))]
     pub(in crate::cli) kernel_ref: Option<KernelName>,
+    /// A kernel of your own to boot it with, as `banger kernel import` takes it: it gets the image's name.
+    #[arg(long, value_name = "FILE", conflicts_with = "kernel_ref")]
+    pub(in crate::cli) kernel: Option<PathBuf>,
+    /// That kernel's modules.
+    #[arg(long, value_name = "DIR", requires = "kernel")]
+    pub(in crate::cli) modules: Option<PathBuf>,
+    /// That kernel's configuration.
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub(in crate::cli) config: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -147,4 +161,6 @@ pub(in crate::cli) enum KernelCommand {
         #[arg(required = true, value_name = "KERNEL", add = ArgValueCandidates::new(completion::kernels))]
         kernels: Vec<Reference>,
     },
+    /// Make a kernel of one that you built, and of its modules.
+    Import(ImportKernelArgs),
 }

@@ -4,10 +4,14 @@
 //! A command is here once it works. `--help` of everything is a snapshot in `integration/tests`.
 
 mod artifacts;
+mod bundles;
 mod daemon;
 mod vm;
 
-pub(super) use artifacts::{BuildImageArgs, DeleteImagesArgs, ImageCommand, KernelCommand, PullImageArgs};
+pub(super) use artifacts::{
+    BuildImageArgs, DeleteImagesArgs, ImageCommand, KernelCommand, PullImageArgs, RegisterImageArgs,
+};
+pub(super) use bundles::{ExportImageArgs, ImportImageArgs, ImportKernelArgs};
 pub(super) use daemon::{ConfigCommand, DaemonCommand, DaemonStartArgs, OwnerArgs, RootCommand};
 pub(super) use vm::{
     CreateArgs, DeleteArgs, ExecArgs, ListArgs, LogsArgs, RunArgs, SpecArgs, SshArgs, StatsArgs, VmCommand, VmFilter,

@@ -1,0 +1,169 @@
+//! Makes a kernel directory of a kernel and its modules, wherever they come from: a package, a bundle, a user's files.
+
+use super::embedded;
+use super::initramfs::{self, EarlyModule};
+use super::modules::{self, Modules};
+use super::requirements::{self, Checked, GuestLink, KernelConfig};
+use super::store::{MODULES_CPIO, MODULES_EXT4, VMLINUX};
+use super::{KernelError, KernelRecord, depmod, vmlinux};
+use crate::artifacts::{Reporter, now_ms};
+use crate::ext4::{Label, Meta, Tree, build};
+use messages::ids::{KernelCommandLine, KernelName};
+use sha2::{Digest, Sha256};
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+/// What a guest is booted with where neither catalog nor import says otherwise. `banger-emu` alone adds what its clock and reset
+/// need.
+///
+/// * `reboot=k panic=1`: a guest that ends or panics resets through the keyboard controller, which ends the VMM.
+/// * `i8042.*`: no probing for a mouse that is not there, which costs a second.
+/// * `apparmor=0`: the border is the VM; docker refuses to start containers where AppArmor is on and its tools are missing.
+/// * `net.ifnames=0`: the agent sets `eth0` up before udev runs; udev must not rename it then.
+pub const COMMAND_LINE: &str = "console=ttyS0 reboot=k panic=1 quiet loglevel=4 8250.nr_uarts=1 \
+     i8042.noaux i8042.nomux i8042.dumbkbd apparmor=0 net.ifnames=0";
+
+/// What a kernel is made of.
+#[derive(Debug)]
+pub(super) struct Parts {
+    /// A bzImage or an ELF kernel.
+    pub(super) kernel: Vec<u8>,
+    /// The directory of the kernel's modules; maybe empty.
+    pub(super) tree: Tree,
+    /// What the directory was called; none where nothing said.
+    pub(super) version: Option<String>,
+    /// The text of its configuration, and where that is from.
+    pub(super) config: Option<(String, &'static str)>,
+}
+
+/// What it is to be.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted {
+    pub(super) name: KernelName,
+    pub(super) source: String,
+    pub(super) command_line: Option<KernelCommandLine>,
+    pub(super) link: GuestLink,
+}
+
+/// Checks it, and writes everything but the record into `directory`.
+///
+/// # Errors
+/// When no guest would boot on it, its parts do not fit one another or cannot be written.
+pub(super) fn assemble(
+    parts: Parts,
+    wanted: Wanted,
+    directory: &Path,
+    reporter: &Reporter,
+) -> Result<KernelRecord, KernelError> {
+    let Parts { kernel, mut tree, version: called, config } = parts;
+    let Wanted { name, source, command_line, link } = wanted;
+    reporter.step("unpacking the kernel");
+    let vmlinux = vmlinux::unpack(&kernel)?;
+    drop(kernel);
+    let version = embedded::version(&vmlinux).ok_or(KernelError::NoVersion)?;
+    if let Some(called) = called.filter(|called| *called != version) {
+        return Err(KernelError::OtherKernel { what: "the directory of modules".to_owned(), of: called, version });
+    }
+
+    reporter.step("reading the modules");
+    let modules = index(&mut tree)?;
+    let built_for = |info: &modules::ModuleInfo| info.built_for.clone().filter(|of| *of != version);
+    if let Some((module, of)) = modules.iter().find_map(|(module, info)| Some((module, built_for(info)?))) {
+        return Err(KernelError::OtherKernel { what: format!("module `{module}`"), of, version });
+    }
+    let checked_by = check(link, config, &vmlinux, &tree, &modules)?;
+
+    let path = directory.join(VMLINUX);
+    fs::write(&path, &vmlinux).map_err(|source| KernelError::io("write", &path, source))?;
+    let digest = format!("sha256:{}", hex::encode(Sha256::digest(&vmlinux)));
+    drop(vmlinux);
+    reporter.step("writing the initramfs");
+    write_initramfs(&tree, &modules, &directory.join(MODULES_CPIO))?;
+    reporter.step("writing the module drive");
+    let built = build(&tree, &directory.join(MODULES_EXT4), Label("banger-modules"))?;
+
+    Ok(KernelRecord {
+        name,
+        version,
+        digest,
+        source,
+        created_at_ms: now_ms(),
+        modules_uuid: built.uuid,
+        command_line: command_line.map_or_else(|| COMMAND_LINE.to_owned(), String::from),
+        checked_by,
+    })
+}
+
+/// Compares what is known of its options with what a guest needs; gives what they were known by.
+fn check(
+    link: GuestLink,
+    given: Option<(String, &'static str)>,
+    vmlinux: &[u8],
+    tree: &Tree,
+    modules: &Modules,
+) -> Result<Option<String>, KernelError> {
+    let config = match given {
+        Some((text, from)) => Some((KernelConfig::parse(&text).ok_or(KernelError::NoConfig { from })?, from)),
+        None => carried(vmlinux, tree, modules)?,
+    };
+    let checked = requirements::check(link, config.as_ref().map(|(config, _)| config), modules)?;
+    Ok(match (checked, config) {
+        (Checked::ByConfig, Some((_, from))) => Some(from.to_owned()),
+        (Checked::ByModules, _) => Some("its lists of modules, which leave out what can only be built in".to_owned()),
+        (Checked::ByConfig | Checked::Unknown, _) => {
+            tracing::warn!("a kernel's options could not be checked: it does not carry its configuration");
+            None
+        }
+    })
+}
+
+/// The configuration that the kernel itself carries, or its module `configs`.
+fn carried(
+    vmlinux: &[u8],
+    tree: &Tree,
+    modules: &Modules,
+) -> Result<Option<(KernelConfig, &'static str)>, KernelError> {
+    let mut text = embedded::config(vmlinux);
+    if let (None, Some((_, info))) = (&text, modules.iter().find(|(name, _)| *name == "configs")) {
+        let packed = tree.contents(info.path.as_bytes())?.unwrap_or_default();
+        text = embedded::config(&modules::unpack(&info.path, &packed)?);
+    }
+    Ok(text.and_then(|text| KernelConfig::parse(&text)).map(|config| (config, "the configuration that it carries")))
+}
+
+/// Reads every module and adds what depmod would have written.
+fn index(tree: &mut Tree) -> Result<Modules, KernelError> {
+    let mut found = Modules::default();
+    for path in tree.files() {
+        if modules::is_module(&path) {
+            let packed = tree.contents(path.as_bytes())?.unwrap_or_default();
+            found.add(&path, &packed)?;
+        }
+    }
+    let text = |tree: &Tree, name: &str| -> Result<Vec<u8>, KernelError> {
+        Ok(tree.contents(name.as_bytes())?.unwrap_or_default())
+    };
+    found.add_built_in(&String::from_utf8_lossy(&text(tree, "modules.builtin")?));
+    let order = text(tree, "modules.order")?;
+    let info = text(tree, "modules.builtin.modinfo")?;
+    for (name, bytes) in depmod::generate(&found, &String::from_utf8_lossy(&order), &info)? {
+        tree.file(name.as_bytes(), Meta::root(0o644), &mut bytes.as_slice())?;
+    }
+    Ok(found)
+}
+
+fn write_initramfs(tree: &Tree, modules: &Modules, path: &Path) -> Result<(), KernelError> {
+    let mut early = Vec::new();
+    for module in modules.initramfs_order()? {
+        let packed = tree.contents(module.path.as_bytes())?.unwrap_or_default();
+        early.push(EarlyModule {
+            file_name: modules::file_name(&module.path).to_owned(),
+            bytes: modules::unpack(&module.path, &packed)?,
+        });
+    }
+    let failed = |source| KernelError::io("write", path, source);
+    let mut out = BufWriter::new(File::create(path).map_err(failed)?);
+    initramfs::write_modules(&mut out, &early).map_err(failed)?;
+    out.flush().map_err(failed)
+}

@@ -1,0 +1,132 @@
+//! Makes a kernel of a user's own files. Reads them and writes nothing there; paths are absolute, symbolic links inside the
+//! directory of modules are passed over.
+
+use super::assemble::{Parts, Wanted, assemble};
+use super::requirements::GuestLink;
+use super::{KernelError, KernelRecord, KernelStore, embedded, modules, vmlinux};
+use crate::artifacts::{Cancel, Reporter, Staging};
+use crate::ext4::{Meta, Tree};
+use messages::image::KernelImport;
+use nix::fcntl::OFlag;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+/// No configuration is longer, in bytes.
+const CONFIG_MAX: u64 = 4 << 20;
+
+/// Makes the kernel that is wanted. Blocks; `cancel` ends it.
+///
+/// # Errors
+/// When the name is taken, a file cannot be read or no kernel be made of them; nothing is left behind then.
+pub fn import(
+    store: &KernelStore,
+    wanted: &KernelImport,
+    link: GuestLink,
+    cancel: &Cancel,
+    reporter: &Reporter,
+) -> Result<KernelRecord, KernelError> {
+    if store.find(wanted.name.as_str())?.is_some() {
+        return Err(KernelError::Taken { name: wanted.name.clone() });
+    }
+    let path = Path::new(wanted.vmlinux.as_str());
+    let record = || -> Result<KernelRecord, KernelError> {
+        reporter.step("reading the kernel");
+        let kernel = read(path, vmlinux::UNPACKED_MAX)?;
+        let config = wanted.config.as_ref().map(|path| config(Path::new(path.as_str()))).transpose()?;
+        let staging = Staging::create(store.directory(), wanted.name.as_str())?;
+        let mut tree = Tree::create(staging.path())?;
+        if let Some(given) = &wanted.modules {
+            // The version decides which directory is meant; unpacked once more below, which takes a moment only.
+            let version = embedded::version(&vmlinux::unpack(&kernel)?).ok_or(KernelError::NoVersion)?;
+            copy(&mut tree, &directory(Path::new(given.as_str()), &version)?, cancel)?;
+        }
+        let wanted = Wanted {
+            name: wanted.name.clone(),
+            source: format!("file:{}", wanted.vmlinux),
+            command_line: wanted.command_line.clone(),
+            link,
+        };
+        let record = assemble(Parts { kernel, tree, version: None, config }, wanted, staging.path(), reporter)?;
+        if cancel.is_cancelled() {
+            return Err(KernelError::Cancelled);
+        }
+        store.publish(staging, &record)?;
+        Ok(record)
+    };
+    let record = record().map_err(|source| source.of_files(path))?;
+    reporter.finished(format!("{} {}", record.name, record.version));
+    Ok(record)
+}
+
+/// The directory that is meant: `lib/modules/VERSION`, the one that holds it, or what `INSTALL_MOD_PATH` named.
+fn directory(given: &Path, version: &str) -> Result<PathBuf, KernelError> {
+    let inside = ["", "lib/modules", "usr/lib/modules"].map(|between| given.join(between).join(version));
+    if let Some(found) = inside.into_iter().find(|path| path.is_dir()) {
+        return Ok(found);
+    }
+    if ["kernel", "modules.order", "modules.builtin"].iter().any(|name| given.join(name).exists()) {
+        return Ok(given.to_owned());
+    }
+    // Says why where it is not there at all, or not to be read.
+    fs::read_dir(given).map_err(|source| KernelError::io("read", given, source))?;
+    Err(KernelError::NoModules { path: given.to_owned(), version: version.to_owned() })
+}
+
+/// Copies modules and their lists, as root's: whose they are here means nothing in a guest.
+fn copy(tree: &mut Tree, directory: &Path, cancel: &Cancel) -> Result<(), KernelError> {
+    let mut waiting = vec![(directory.to_owned(), String::new())];
+    while let Some((path, below)) = waiting.pop() {
+        let failed = |source| KernelError::io("read", &path, source);
+        let mut entries = fs::read_dir(&path).map_err(failed)?.collect::<io::Result<Vec<_>>>().map_err(failed)?;
+        // Equal directories give equal drives.
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            let within = if below.is_empty() { name.to_owned() } else { format!("{below}/{name}") };
+            let kind = entry.file_type().map_err(failed)?;
+            if kind.is_dir() {
+                waiting.push((entry.path(), within));
+            } else if kind.is_file() && (modules::is_module(name) || within.starts_with("modules.")) {
+                if cancel.is_cancelled() {
+                    return Err(KernelError::Cancelled);
+                }
+                let mut file = open(&entry.path(), vmlinux::UNPACKED_MAX)?;
+                tree.file(within.as_bytes(), Meta::root(0o644), &mut file)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn config(path: &Path) -> Result<(String, &'static str), KernelError> {
+    let from = "the configuration given";
+    let text = embedded::config_text(&read(path, CONFIG_MAX)?);
+    text.map(|text| (text, from)).ok_or(KernelError::NoConfig { from })
+}
+
+fn read(path: &Path, most: u64) -> Result<Vec<u8>, KernelError> {
+    let mut bytes = Vec::new();
+    open(path, most)?.read_to_end(&mut bytes).map_err(|source| KernelError::io("read", path, source))?;
+    Ok(bytes)
+}
+
+/// Opens a regular file of at most so many bytes. Never waits, as opening a pipe would.
+fn open(path: &Path, most: u64) -> Result<io::Take<File>, KernelError> {
+    let failed = |source| KernelError::io("read", path, source);
+    let mut options = File::options();
+    let file = options.read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(failed(io::Error::other("it is no regular file")));
+    }
+    if metadata.len() > most {
+        return Err(failed(io::Error::other(format!("it is larger than {} MiB", most >> 20))));
+    }
+    Ok(file.take(most))
+}
+
+#[cfg(test)]
+mod tests;
