@@ -299,7 +299,7 @@ fn server_samples() -> Vec<Sample> {
         rss_kib: 7,
     };
     let layer = LayerView { digest: "sha256:1".into(), bytes: Some(4), shared_with: vec![text("b")] };
-    let details = ImageDetails {
+    let image_details = ImageDetails {
         image: image.clone(),
         pulled_digest: Some("sha256:2".into()),
         parent: None,
@@ -337,7 +337,7 @@ fn server_samples() -> Vec<Sample> {
         owned("server.reply.detached", &reply(Reply::Detached { vm, name: name.clone(), operation })),
         owned("server.reply.connected", &reply(Reply::Connected { vm, name })),
         owned("server.reply.pruned", &reply(Reply::Pruned { bytes: 300 })),
-        owned("server.reply.image_details", &reply(Reply::ImageDetails(Box::new(details)))),
+        owned("server.reply.image_details", &reply(Reply::ImageDetails(Box::new(image_details)))),
         owned("server.reply.log_since", &reply(Reply::LogSince { running: true, offset: 300 })),
         owned("server.reply.kernel_details", &reply(Reply::KernelDetails(details))),
         owned("server.reply.image_export", &reply(Reply::ImageExport(export))),

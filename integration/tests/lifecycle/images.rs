@@ -1,5 +1,7 @@
 //! Images that users make: of VMs, of Containerfiles and scripts, of files of their own.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use integration::TestEnvironment;
 use integration::machines::Machine;
 use serde_json::json;
