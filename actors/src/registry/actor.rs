@@ -2,13 +2,13 @@
 
 use super::admission::{self, DiskFacts, Taken};
 use super::names::Names;
+use super::tending::Tending;
 use crate::dns::FollowVm;
 use crate::host::HostFacts;
 use crate::store::VmRecord;
 #[cfg(test)]
 use crate::supervise::Panicked;
 use crate::supervise::{Ended, Restarts, Ticket, guard, guard_unit, told};
-use crate::vm::ports::Ports;
 use crate::vm::{Command, Rename, Vm, VmContext, Watch, view_at_rest};
 use actix::{
     Actor, ActorFutureExt as _, Addr, AsyncContext as _, Context, Message, Recipient, ResponseActFuture, Supervised,
@@ -21,7 +21,6 @@ use messages::vm::{NetAllow, NetworkMode, VmSize, VmSpec, VmState, VmView};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::task::JoinHandle;
 
 /// Requests beyond this wait in their connections.
 const MAILBOX: usize = 256;
@@ -99,15 +98,8 @@ pub struct Registry {
     /// Starts that were let in and are not seen on the watch yet.
     admitted: HashMap<VmId, (u64, Instant)>,
     rebuilds: HashMap<VmId, Restarts>,
-    /// The last of each, by [`Tending`].
-    tending: [Option<JoinHandle<()>>; 2],
-}
-
-/// What is done with the logs of VMs from time to time.
-#[derive(Clone, Copy, Debug)]
-enum Tending {
-    Trim,
-    Note,
+    trimming: Tending,
+    noting: Tending,
 }
 
 impl Registry {
@@ -121,7 +113,8 @@ impl Registry {
             requests: HashMap::new(),
             admitted: HashMap::new(),
             rebuilds: HashMap::new(),
-            tending: [const { None }; 2],
+            trimming: Tending::default(),
+            noting: Tending::default(),
         };
         for record in records {
             if let Err(error) = registry.names.take(&record.name, record.id) {
@@ -292,21 +285,8 @@ impl Registry {
         self.rebuilds.remove(&vm);
     }
 
-    /// Does something with the logs of every VM that runs, unless the last time still goes on: a disk that hangs must not gather
-    /// threads.
-    fn tend_logs(&mut self, which: Tending, one: fn(&dyn Ports, VmId)) {
-        let under_way = &self.tending[which as usize];
-        if under_way.as_ref().is_some_and(|task| !task.is_finished()) {
-            return;
-        }
-        let running: Vec<VmId> =
-            self.vms.iter().filter(|(_, entry)| entry.view().vmm_pid.is_some()).map(|(id, _)| *id).collect();
-        if running.is_empty() {
-            return;
-        }
-        let ports = Arc::clone(&self.context.vm.ports);
-        let task = move || running.into_iter().for_each(|vm| one(ports.as_ref(), vm));
-        self.tending[which as usize] = Some(self.context.vm.runtime.spawn_blocking(task));
+    fn running(&self) -> Vec<VmId> {
+        self.vms.iter().filter(|(_, entry)| entry.view().vmm_pid.is_some()).map(|(id, _)| *id).collect()
     }
 }
 
@@ -344,10 +324,12 @@ impl Actor for Registry {
             self.rebuild(vm, Duration::ZERO, ctx);
         }
         ctx.run_interval(TRIM_INTERVAL, |registry, ctx| {
-            guard_unit(ctx, |_| registry.tend_logs(Tending::Trim, |ports, vm| ports.trim_logs(vm)));
+            let running = registry.running();
+            guard_unit(ctx, |_| registry.trimming.run(&registry.context.vm, running, |ports, vm| ports.trim_logs(vm)));
         });
         ctx.run_interval(NOTE_INTERVAL, |registry, ctx| {
-            guard_unit(ctx, |_| registry.tend_logs(Tending::Note, |ports, vm| ports.note_logs(vm)));
+            let running = registry.running();
+            guard_unit(ctx, |_| registry.noting.run(&registry.context.vm, running, |ports, vm| ports.note_logs(vm)));
         });
     }
 }

@@ -7,6 +7,7 @@ mod actor;
 mod admission;
 mod names;
 mod queries;
+mod tending;
 #[cfg(test)]
 mod tests;
 
