@@ -59,6 +59,8 @@ impl SparseFile {
     }
 }
 
+/// By comparison with zeros, which is memcmp's work: a loop over bytes is the slowest part of an import.
 fn is_zero(block: &[u8]) -> bool {
-    block.iter().all(|byte| *byte == 0)
+    const ZEROS: [u8; BLOCK] = [0; BLOCK];
+    ZEROS.starts_with(block)
 }

@@ -24,7 +24,7 @@ pub enum DownloadError {
     Fetch {
         location: String,
         #[source]
-        source: OciError,
+        source: Box<OciError>,
     },
 }
 
@@ -36,11 +36,11 @@ impl From<&DownloadError> for WireError {
                 .hint(format!("use https, or add \"{authority}\" to `insecure_registries` in the config")),
             DownloadError::File { .. } | DownloadError::Digest { .. } => Self::from_error(ErrorKind::Download, error),
             // Its digest is how the cache calls it: users know it by its address, and every other pull's word for it is the same.
-            DownloadError::Fetch { location, source: OciError::Digest { .. } } => {
+            DownloadError::Fetch { location, source } if matches!(**source, OciError::Digest { .. }) => {
                 Self::new(ErrorKind::Download, format!("what came from `{location}` is not what the catalog pins"))
                     .hint("its digest is another one: the file, or the catalog's `sha256`, is wrong")
             }
-            DownloadError::Fetch { source, .. } => Self::from(source).context(error.to_string()),
+            DownloadError::Fetch { source, .. } => Self::from(&**source).context(error.to_string()),
         }
     }
 }

@@ -48,7 +48,7 @@ pub fn read<T: Send, E: From<DownloadError> + Send>(
         Location::File(path) => return from_file(path, pinned, unpack),
         Location::Web(url) => url,
     };
-    let fetched = |source| DownloadError::Fetch { location: pinned.url.to_string(), source };
+    let fetched = |source| DownloadError::Fetch { location: pinned.url.to_string(), source: Box::new(source) };
     let web = WebFile::new(url).map_err(fetched)?;
     for last in [false, true] {
         reporter.step(format!("asking for {}", pinned.url));

@@ -88,6 +88,9 @@ fn imported(case: &Case<'_>, home: &Path) -> Outcome {
     let done = case.run(Program::tool(&["debugfs", "-R", &dump, &drive]))?;
     check(done.code() == 0 && modules.join("modules.builtin").exists(), || format!("debugfs: {}", done.err()))?;
 
+    // Of the file system that they were on, and root's alone.
+    fs::remove_dir(modules.join("lost+found"))?;
+
     let (vmlinux, modules) = (from.join("vmlinux").display().to_string(), modules.display().to_string());
     let import = ["kernel", "import", "--name", "bundle-kernel", "--vmlinux", &vmlinux, "--modules", &modules];
     fs::write(home.join("lacking"), "CONFIG_64BIT=y\nCONFIG_VIRTIO_MMIO=m\n")?;

@@ -22,6 +22,9 @@ fn archive(members: &[(&str, &[u8])]) -> Vec<u8> {
         let mut header = tar::Header::new_gnu();
         header.set_size(bytes.len() as u64);
         header.set_mode(0o600);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
         archive.append_data(&mut header, name, *bytes).unwrap();
     }
     zstd::encode_all(archive.into_inner().unwrap().as_slice(), 1).unwrap()
