@@ -119,7 +119,12 @@ async fn warn_users(client: &Client, images: &[Reference]) -> Result<(), Failure
 
 /// A request that an image comes of.
 async fn made(client: &Client, body: RequestBody) -> Outcome {
-    match client.ask(body).await? {
+    pulled_image(client, client.ask(body).await?)
+}
+
+/// Says which image came of a request.
+pub(super) fn pulled_image(client: &Client, reply: Reply) -> Outcome {
+    match reply {
         Reply::Image(view) => pulled(client, view.name.as_str(), &json::image(&view)),
         other => Err(unexpected(&other)),
     }
@@ -186,7 +191,7 @@ async fn delete(client: &Client, bodies: Vec<(String, RequestBody)>) -> Outcome 
     first.map_or(Ok(0), |code| Err(Failure::Said(code)))
 }
 
-pub(super) fn pulled(client: &Client, name: &str, value: &serde_json::Value) -> Outcome {
+fn pulled(client: &Client, name: &str, value: &serde_json::Value) -> Outcome {
     if client.output.json {
         client.output.value(value)?
     } else {

@@ -176,7 +176,10 @@ mod tests {
 
     #[test]
     fn times_since() {
-        let ago = |text| SystemTime::now().duration_since(since(text).unwrap()).unwrap().as_secs();
+        let ago = |text| {
+            let then = since(text).unwrap();
+            SystemTime::now().duration_since(then).unwrap().as_secs()
+        };
         assert_eq!((ago("90"), ago("2h"), ago("3days")), (90, 7200, 3 * 86_400));
         let at = |seconds| Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
         assert_eq!(since("2001-09-09T01:46:40Z"), at(1_000_000_000));

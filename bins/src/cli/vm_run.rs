@@ -244,7 +244,7 @@ async fn state_of(client: &Client, vm: &VmId) -> Option<String> {
 }
 
 /// Makes sure that a VM made with `--rm` is gone. The daemon deletes it by itself; this is for the user who looks at once.
-async fn remove(client: &Client, vm: VmId, name: &VmName) {
+pub(super) async fn remove(client: &Client, vm: VmId, name: &VmName) {
     let Some(reference) = reference(&vm) else { return };
     let body = RequestBody::DeleteVms { vms: vec![reference], force: Force::Yes, only_ephemeral: true };
     let problem = match tokio::time::timeout(REMOVE_DEADLINE, client.ask_running(body)).await {

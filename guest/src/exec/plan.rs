@@ -247,7 +247,14 @@ fn directory(exec: &ExecSpec, config: &ImageConfig, account: &Account, place: &P
     };
     let of_image = config.workdir.as_ref().filter(|directory| !directory.is_empty());
     if let Some(wanted) = exec.workdir.as_ref().or(of_image) {
-        let wanted = base.join(wanted);
+        let wanted = match place {
+            Place::Guest => base.join(wanted),
+            // What a tool has made for an absolute path lies in the machine's own directory.
+            Place::Process { .. } => {
+                let inner = base.join(wanted.trim_start_matches('/'));
+                if inner.is_dir() { inner } else { base.join(wanted) }
+            }
+        };
         return if wanted.is_dir() { Ok(wanted) } else { Err(PlanError::NoDirectory(wanted)) };
     }
     match place {

@@ -57,6 +57,9 @@ mod tests {
         for (path, content) in files {
             let mut header = tar::Header::new_gnu();
             header.set_mode(0o640);
+            header.set_uid(nix::unistd::geteuid().as_raw().into());
+            header.set_gid(nix::unistd::getegid().as_raw().into());
+            header.set_mtime(1);
             header.set_size(content.len() as u64);
             builder.append_data(&mut header, path, content.as_bytes()).unwrap();
         }

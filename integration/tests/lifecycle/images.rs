@@ -128,7 +128,7 @@ fn a_file_is_registered_promoted_and_deleted() {
     assert!(made.unwrap().success());
     let path = mine.to_str().unwrap();
     environment.banger(["image", "register", "--name", "mine", "--rootfs", path]).success();
-    assert_eq!(environment.line("image show mine --json").json()["external"], json!(path));
+    assert_eq!(environment.line("image show mine --json").json()["external"], json!("$ROOT/mine.ext4"));
     environment.line("vm create --name v --net none --image mine --wait agent").success();
     environment.line("image delete mine").failure(202);
     environment.line("image promote mine").success();

@@ -112,6 +112,10 @@ impl ArchiveStream {
     /// The next frame with bytes of the archive is in the buffer, or the archive has ended.
     fn advance(&mut self) -> Result<(), CommitError> {
         self.asked = Instant::now();
+        if self.left.is_empty() {
+            // The frame that it was a part of is overwritten.
+            self.left = 0..0;
+        }
         while self.left.is_empty() && !self.ended {
             self.check()?;
             if !self.fill(HEADER_LEN)? {

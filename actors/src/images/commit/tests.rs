@@ -1,3 +1,5 @@
+//! What becomes of what guests send, whole and otherwise.
+
 use super::*;
 use messages::WireError;
 use messages::frame;
@@ -26,6 +28,9 @@ fn archive(files: &[(&str, &str)]) -> Vec<u8> {
     for (path, content) in files {
         let mut header = tar::Header::new_gnu();
         header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1);
         header.set_size(content.len() as u64);
         builder.append_data(&mut header, path, content.as_bytes()).unwrap();
     }

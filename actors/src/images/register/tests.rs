@@ -1,3 +1,5 @@
+//! Files of users', as they are and as they should not be.
+
 use super::*;
 use crate::ext4::SuperblockError;
 use crate::ext4::disk::create_disk;

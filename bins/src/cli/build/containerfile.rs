@@ -271,7 +271,7 @@ mod tests {
             ("FROM a\nRUN <<EOF\ntrue\nEOF\n", "line 2: RUN with a here-document"),
             ("ARG A=1\nFROM a\n", "line 1: ARG is not supported"),
             ("FROM $A\n", "FROM takes no variables"),
-            ("# nothing\n", "no FROM"),
+            ("# nothing\n", "FROM"),
         ];
         for (text, expected) in cases {
             let error = parse(text).unwrap_err().to_string();

@@ -13,12 +13,12 @@ mod words;
 use super::args::BuildImageArgs;
 use super::client::{Absent, Answer, Client, unexpected};
 use super::failure::{Failure, Outcome};
-use super::{artifacts, json};
+use super::{artifacts, vm_run};
 use containerfile::{Action, Recipe, Step};
 use context::Marks;
 use messages::error::{ErrorKind, WireError};
 use messages::guest::{AgentTool, ArgBytes, ExecCommand, ExecSpec, ExitStatus, OnDisconnect};
-use messages::ids::{ImageName, Reference, VmRef};
+use messages::ids::{ImageName, Reference, VmId, VmRef};
 use messages::image::ImageConfig;
 use messages::reply::Reply;
 use messages::request::RequestBody;
@@ -55,10 +55,19 @@ pub(super) async fn run(client: &Client, args: BuildImageArgs) -> Outcome {
     };
     let exec = exec(ExecCommand::Tool(AgentTool::Hold), true);
     let body = RequestBody::RunVm { spec, wait: Some(Readiness::System), exec, timeout_ms: None };
-    let (vm, held) = match client.call(Absent::Start, body).await? {
-        Answer { reply: Reply::Attached { vm, .. }, descriptor: Some(socket) } => (vm, operation::stream(socket)?),
+    let (vm, vm_name, held) = match client.call(Absent::Start, body).await? {
+        Answer { reply: Reply::Attached { vm, name, .. }, descriptor: Some(socket) } => (vm, name, socket),
         Answer { reply, .. } => return Err(unexpected(&reply)),
     };
+    let built = build(client, args.name, plan, vm).await;
+    // The VM goes with the operation that holds it; this is for the user who looks at once.
+    drop(held);
+    vm_run::remove(client, vm, &vm_name).await;
+    artifacts::pulled_image(client, built?)
+}
+
+/// Runs the steps, and makes the image.
+async fn build(client: &Client, name: ImageName, plan: Plan, vm: VmId) -> Result<Reply, Failure> {
     let vm: VmRef = vm.to_string().parse().map_err(|error| Failure::io_only(ErrorKind::Internal, &error))?;
     let mut build = Build { client, vm, config: base_config(client, &plan.from).await?, context: plan.context };
     let count = plan.steps.len();
@@ -72,17 +81,11 @@ pub(super) async fn run(client: &Client, args: BuildImageArgs) -> Outcome {
     }
     let body = RequestBody::CommitImage {
         vm: build.vm,
-        name: args.name,
+        name,
         config: Some(build.config),
         source: Some(format!("build:{}", plan.from)),
     };
-    let reply = client.ask(body).await?;
-    // From here on the VM may go.
-    drop(held);
-    match reply {
-        Reply::Image(view) => artifacts::pulled(client, view.name.as_str(), &json::image(&view)),
-        other => Err(unexpected(&other)),
-    }
+    client.ask(body).await
 }
 
 /// What is to be done, checked as far as that is possible from here.
