@@ -64,8 +64,8 @@ pub(super) fn since(text: &str) -> Result<SystemTime, String> {
     let now = SystemTime::now();
     let ago = text.parse::<u64>().ok().map(Duration::from_secs).or_else(|| humantime::parse_duration(text).ok());
     let time = match ago {
-        // Longer ago than the clock can count is the beginning of time.
-        Some(ago) => Some(now.checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH)),
+        // Longer ago than the epoch is the beginning of time.
+        Some(ago) => Some(now.checked_sub(ago).map_or(SystemTime::UNIX_EPOCH, |then| then.max(SystemTime::UNIX_EPOCH))),
         None => humantime::parse_rfc3339_weak(text).ok(),
     };
     match time {

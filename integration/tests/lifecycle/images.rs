@@ -68,20 +68,20 @@ fn a_containerfile_is_built_in_a_vm_that_is_gone_afterwards() {
     let file = context.join("Containerfile");
     fs::write(
         &file,
-        "FROM test\nENV WHO=world PLACE=\"the $WHO\"\nWORKDIR /srv/app\nCOPY one.txt renamed\nCOPY tree ./tree/\n\
+        "FROM test\nENV WHO=world\nENV WHO=nobody PLACE=\"the $WHO\"\nWORKDIR /srv/app\nCOPY one.txt renamed\nCOPY tree ./tree/\n\
          RUN echo \"hello $PLACE\" > greeting && \\\n    cat renamed >> greeting\nUSER root\nENTRYPOINT [\"/bin/cat\"]\nCMD [\"greeting\"]\n",
     )
     .unwrap();
     let file = file.to_str().unwrap();
     // The process machine has no root of its own: what is absolute in the guest lies in its directory there.
     let output = environment.banger(["image", "build", "--name", "built", "--net", "none", "--file", file]);
-    assert!(output.stderr.contains("step 5 of 8: RUN echo"), "{output:?}");
+    assert!(output.stderr.contains("step 6 of 9: RUN echo"), "{output:?}");
     assert_eq!(output.success(), "built\n");
     assert_eq!(cat(&environment, "built", "/srv/app/greeting"), "hello the world\none");
     assert_eq!(cat(&environment, "built", "/srv/app/tree/deep/two.txt"), "two");
     let shown = environment.line("image show built --json").json();
     let config = json!({
-        "env": ["WHO=world", "PLACE=the world"], "entrypoint": ["/bin/cat"], "cmd": ["greeting"],
+        "env": ["WHO=nobody", "PLACE=the world"], "entrypoint": ["/bin/cat"], "cmd": ["greeting"],
         "workdir": "/srv/app", "user": "root"
     });
     assert_eq!((&shown["config"], &shown["source"]), (&config, &json!("build:test")));
