@@ -45,6 +45,7 @@ pub fn build(tree: &Tree, path: &Path, label: Label) -> Result<Built, Ext4Error>
 /// # Errors
 /// As [`build`].
 pub fn build_as(tree: &Tree, path: &Path, label: Label, digest: &[u8; 32]) -> Result<Built, Ext4Error> {
+    check_lost_found(tree)?;
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&digest[..16]);
     let uuid = uuid::Builder::from_custom_bytes(bytes).into_uuid();
@@ -56,6 +57,23 @@ pub fn build_as(tree: &Tree, path: &Path, label: Label, digest: &[u8; 32]) -> Re
         other => Ext4Error::Layout(other),
     })?;
     Ok(Built { uuid, size_bytes })
+}
+
+/// Every ext4 file system has this directory, and e2fsck puts into it what it finds. mkext4 makes it.
+const LOST_FOUND: &str = "lost+found";
+
+/// One that was copied from another ext4 file system is empty, and the same as ours.
+fn check_lost_found(tree: &Tree) -> Result<(), Ext4Error> {
+    let nodes = tree.nodes();
+    let Kind::Directory(root) = &nodes[0].kind else { return Ok(()) };
+    match root.get(LOST_FOUND).map(|name| &nodes[name.node].kind) {
+        None => Ok(()),
+        Some(Kind::Directory(children)) if children.is_empty() => Ok(()),
+        Some(_) => Err(Ext4Error::Kind {
+            path: LOST_FOUND.to_owned(),
+            kind: "ext4 keeps an empty directory of its own there".to_owned(),
+        }),
+    }
 }
 
 /// Nodes of files with the handles they were given, in the order of the spool.
@@ -124,6 +142,9 @@ fn declare(tree: &Tree, uuid: Uuid, label: Label, size: u64) -> mkext4::Result<(
     while let Some((parent, index)) = stack.pop() {
         let Kind::Directory(children) = &nodes[index].kind else { continue };
         for (name, child) in children {
+            if index == 0 && name == LOST_FOUND {
+                continue;
+            }
             let child = child.node;
             match &nodes[child].kind {
                 Kind::Directory(_) => {

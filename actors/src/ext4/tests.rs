@@ -213,6 +213,23 @@ fn what_cannot_be_stored_is_a_typed_error() {
 }
 
 #[test]
+fn lost_and_found_is_the_file_systems_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut archive = Archive::new();
+    archive.add("lost+found/", tar::EntryType::Directory, |_| {}, b"");
+    archive.add("etc/lost+found/", tar::EntryType::Directory, |_| {}, b"");
+    archive.file("etc/lost+found/kept", b"1");
+    built(directory.path(), "fs", &archive.bytes());
+    assert_clean(&directory.path().join("fs"));
+    assert_eq!(debugfs(&directory.path().join("fs"), "cat /etc/lost+found/kept").lines().last(), Some("1"));
+    let mut archive = Archive::new();
+    archive.file("lost+found/found", b"1");
+    let tree = tree(directory.path(), &archive.bytes()).unwrap();
+    let refused = build(&tree, &directory.path().join("other"), Label("test"));
+    assert!(matches!(refused, Err(Ext4Error::Kind { .. })), "{refused:?}");
+}
+
+#[test]
 fn an_archive_that_breaks_off_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let mut archive = Archive::new();
