@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
-/// Chunks between the network and the disk.
-const CHUNKS: usize = 64;
+/// Chunks between the network and the disk. Each may be as long as an HTTP client's read buffer grows, which is 400 KiB.
+const CHUNKS: usize = 16;
 /// How much of a file that is there already is hashed at once.
 const READ: usize = 1 << 20;
 /// How often a connection that breaks is made anew without a byte having come.

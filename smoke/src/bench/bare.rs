@@ -204,7 +204,10 @@ impl Bare {
             stdin: false,
             on_disconnect: OnDisconnect::Kill,
         };
-        let open = OperationFrame::Open { operation: OperationId([0xba; 8]), exec: Box::new(exec) };
+        // An agent runs each operation once.
+        let mut operation = [0; 8];
+        std::fs::File::open("/dev/urandom")?.read_exact(&mut operation)?;
+        let open = OperationFrame::Open { operation: OperationId(operation), exec: Box::new(exec) };
         write_frame(&mut stream, &open, GUEST_FRAME_MAX).await?;
         Ok(FrameReader::new(stream, GUEST_FRAME_MAX))
     }
