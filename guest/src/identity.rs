@@ -1,7 +1,7 @@
 //! Who the guest is, written where its programs look. Given at each boot, so files are written only where they differ. For a
 //! process that has entered the guest's root: no path leads outside.
 
-use messages::guest::{BootSpec, GuestNetwork};
+use messages::guest::{BootSpec, GuestNetwork, HOSTS_MARK};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
@@ -10,8 +10,6 @@ use std::path::{Path, PathBuf};
 
 /// Runtime files of the agent, host keys among them.
 pub const RUNTIME_DIRECTORY: &str = "/run/banger";
-/// Marks the one line of `/etc/hosts` that is ours.
-const HOSTS_MARK: &str = "# banger";
 
 /// Says which part of an identity was not taken over.
 #[derive(Debug, thiserror::Error)]

@@ -26,6 +26,8 @@ pub const BENCH_PORT: u32 = 1026;
 pub const SSH_PORT: u32 = 1027;
 /// The name of banger-emu's virtio-serial port, in `/sys/class/virtio-ports/*/name`.
 pub const SERIAL_PORT_NAME: &str = "banger.0";
+/// The end of the one line of `/etc/hosts` that the agent writes at each boot: it belongs to a VM, and to no image of it.
+pub const HOSTS_MARK: &str = "# banger";
 
 /// Everything the guest is told at boot. Identity is always given, never baked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -245,6 +247,22 @@ pub struct ExecSpec {
     /// False: the command reads /dev/null.
     pub stdin: bool,
     pub on_disconnect: OnDisconnect,
+}
+
+impl ExecSpec {
+    /// A command with nothing of its own: no environment, stdin or terminal, and killed with its client.
+    #[must_use]
+    pub const fn new(command: ExecCommand) -> Self {
+        Self {
+            command,
+            env: Vec::new(),
+            workdir: None,
+            user: None,
+            terminal: None,
+            stdin: false,
+            on_disconnect: OnDisconnect::Kill,
+        }
+    }
 }
 
 /// What to run.

@@ -23,6 +23,11 @@ pub use staging::{Staging, StagingError};
 
 use futures::future::BoxFuture;
 use messages::{ErrorKind, WireError};
+use nix::fcntl::OFlag;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Runs what may block on a thread for that; a panic there is an error here.
@@ -35,6 +40,15 @@ pub(crate) fn blocking<T: Send + 'static>(
         let broken = |error| WireError::from_error(ErrorKind::Internal, &error);
         job.await.map_err(broken).flatten()
     })
+}
+
+/// Opens a user's file, which must be a regular one. Never waits, as opening a pipe would.
+///
+/// # Errors
+/// When there is none, or it may not be read.
+pub fn open_file(path: &Path) -> io::Result<File> {
+    let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
 }
 
 /// Milliseconds since the Unix epoch, now.

@@ -4,7 +4,7 @@
 //! finds it. No address is ours. Blocks.
 
 use super::{Cancel, Reporter};
-use crate::oci::tls;
+use crate::oci::http;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use messages::{ErrorKind, WireError};
@@ -141,9 +141,9 @@ impl NpmFile {
 }
 
 fn client() -> reqwest::Result<reqwest::blocking::Client> {
-    tls::install_provider();
+    http::install_provider();
     reqwest::blocking::Client::builder()
-        .user_agent(concat!("banger/", env!("CARGO_PKG_VERSION")))
+        .user_agent(http::USER_AGENT)
         .connect_timeout(CONNECT_DEADLINE)
         // For each wait: reading has the deadline anew with every byte.
         .timeout(READ_DEADLINE)

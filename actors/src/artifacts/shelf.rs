@@ -2,7 +2,7 @@
 //!
 //! Knows nothing of who uses them: that is the actors'. Everything here may block.
 
-use super::{Staging, staging};
+use super::{Reporter, Staging, staging};
 use crate::catalog::{nearest, suggestion};
 use messages::{ErrorKind, WireError};
 use serde::Serialize;
@@ -127,6 +127,18 @@ impl<R: Record> Shelf<R> {
         };
         let damaged = |source| ShelfError::Damaged { what: R::WHAT, name: name.to_owned(), source };
         serde_json::from_slice(&bytes).map(Some).map_err(damaged)
+    }
+
+    /// The record of one that need not be pulled; says so.
+    ///
+    /// # Errors
+    /// As [`Self::find`].
+    pub fn present(&self, name: &str, reporter: &Reporter) -> Result<Option<R>, ShelfError> {
+        let record = self.find(name)?;
+        if let Some(record) = &record {
+            reporter.finished(format!("{} is here already", record.name()));
+        }
+        Ok(record)
     }
 
     /// One record.

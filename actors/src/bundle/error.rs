@@ -1,6 +1,7 @@
 //! What can go wrong with a bundle.
 
 use super::manifest::{FORMAT, Kind};
+use crate::ext4::error::is_full;
 use crate::ext4::superblock::SuperblockError;
 use messages::{ErrorKind, WireError};
 use std::io;
@@ -51,9 +52,10 @@ impl BundleError {
     /// A failure to write `path`; a full disk is told apart.
     #[must_use]
     pub fn write(path: &Path, source: io::Error) -> Self {
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { path: path.to_owned() },
-            _ => Self::Write { path: path.to_owned(), source },
+        if is_full(&source) {
+            Self::NoSpace { path: path.to_owned() }
+        } else {
+            Self::Write { path: path.to_owned(), source }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Writes a file of known length from front to back, and leaves blocks of zeros out.
 
 use super::BundleError;
+use crate::ext4::is_zero;
 use crate::ext4::spool::has_room;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -56,10 +57,4 @@ impl SparseFile {
     pub(super) const fn file(&self) -> &File {
         &self.file
     }
-}
-
-/// By comparison with zeros, which is memcmp's work: a loop over bytes is the slowest part of an import.
-fn is_zero(block: &[u8]) -> bool {
-    const ZEROS: [u8; BLOCK] = [0; BLOCK];
-    ZEROS.starts_with(block)
 }

@@ -3,7 +3,7 @@
 use super::{Catalog, CatalogError};
 use crate::artifacts::now_ms;
 use crate::download::Location;
-use crate::oci::tls;
+use crate::oci::http;
 use reqwest::StatusCode;
 use reqwest::blocking::{Client, Response};
 use reqwest::header::{ETAG, HeaderMap, IF_NONE_MATCH};
@@ -131,9 +131,9 @@ fn write_copy(path: &Path, copy: &Copy) -> io::Result<()> {
 }
 
 fn fetch(url: &str, known: Option<&Copy>) -> Result<(Copy, Catalog), FetchError> {
-    tls::install_provider();
+    http::install_provider();
     let client = Client::builder()
-        .user_agent(concat!("banger/", env!("CARGO_PKG_VERSION")))
+        .user_agent(http::USER_AGENT)
         .https_only(url.starts_with("https:"))
         .connect_timeout(CONNECT_DEADLINE)
         .timeout(DEADLINE)

@@ -2,15 +2,13 @@
 
 use super::web::WebFile;
 use super::{DownloadError, Location, Pinned};
-use crate::artifacts::{Cancel, Reporter};
-use crate::oci::fetch::{Received, fetch, pauses};
+use crate::artifacts::{Cancel, Reporter, open_file};
+use crate::oci::fetch::{Received, fetch, patiently, unless};
 use crate::oci::follow::Arrival;
 use crate::oci::{Blob, BlobCache, Follower, OciError};
-use nix::fcntl::OFlag;
 use sha2::{Digest as _, Sha256};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::pin::pin;
@@ -75,25 +73,7 @@ fn blob(web: &WebFile, downloads: &Downloads, pinned: &Pinned, cancel: &Cancel) 
     if let Some(size) = downloads.blobs.whole_length(&digest) {
         return Ok(Blob { digest, size });
     }
-    let length = async {
-        let mut pause = pauses();
-        loop {
-            let error = match web.length().await {
-                Ok(length) => return Ok(length),
-                Err(error) => error,
-            };
-            let Some(wait) = pause.next().filter(|_| error.is_transient()) else { return Err(error) };
-            tracing::info!(error = %error, "a server failed; trying again");
-            tokio::time::sleep(wait).await;
-        }
-    };
-    let token = cancel.token();
-    let size = Handle::current().block_on(async {
-        tokio::select! {
-            length = length => length,
-            () = token.cancelled() => Err(OciError::Cancelled),
-        }
-    })?;
+    let size = Handle::current().block_on(unless(cancel, patiently(async || web.length().await)))?;
     Ok(Blob { digest, size })
 }
 
@@ -147,7 +127,7 @@ fn from_file<T, E: From<DownloadError>>(
     mut unpack: impl FnMut(&mut dyn Read) -> Result<T, E>,
 ) -> Result<T, E> {
     let failed = |source| DownloadError::File { path: path.to_owned(), source };
-    let mut file = Hashed { file: open(path).map_err(failed)?, hash: Sha256::new() };
+    let mut file = Hashed { file: open_file(path).map_err(failed)?, hash: Sha256::new() };
     let unpacked = unpack(&mut file);
     // Whatever came of it: another file than was meant is the better reason.
     io::copy(&mut file, &mut io::sink()).map_err(failed)?;
@@ -157,15 +137,6 @@ fn from_file<T, E: From<DownloadError>>(
         return Err(DownloadError::Digest { location, found, pinned }.into());
     }
     unpacked
-}
-
-/// Opens a regular file. Never waits, as opening a pipe would.
-///
-/// # Errors
-/// When there is none, or it may not be read.
-pub fn open(path: &Path) -> io::Result<File> {
-    let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
 }
 
 struct Hashed {

@@ -1,17 +1,13 @@
 //! A file on the web, as the cache of blobs takes its bytes: from any offset on, where the server knows ranges.
 
 use crate::oci::fetch::{BlobSource, Part};
-use crate::oci::{Blob, OciError, tls};
+use crate::oci::{Blob, OciError, http};
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream;
 use reqwest::header::{CONTENT_RANGE, RANGE};
 use reqwest::{Client, Response, StatusCode, Url};
-use std::time::Duration;
 
-const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
-/// Without a byte for so long, a connection counts as broken.
-const READ_DEADLINE: Duration = Duration::from_secs(30);
 /// The longest file that is taken, in bytes: as much as a container image's layers together.
 const LENGTH_MAX: u64 = 64 << 30;
 
@@ -28,13 +24,7 @@ impl WebFile {
     /// # Errors
     /// When this host's certificates cannot be read.
     pub fn new(url: &Url) -> Result<Self, OciError> {
-        tls::install_provider();
-        let client = Client::builder()
-            .user_agent(concat!("banger/", env!("CARGO_PKG_VERSION")))
-            .https_only(url.scheme() == "https")
-            .connect_timeout(CONNECT_DEADLINE)
-            .read_timeout(READ_DEADLINE)
-            .build();
+        let client = http::client().https_only(url.scheme() == "https").build();
         let client = client.map_err(|source| failed(url, source))?;
         Ok(Self { client, url: url.clone() })
     }

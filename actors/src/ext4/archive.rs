@@ -5,6 +5,7 @@
 //! (pax), "ustar Interchange Format" and "pax Extended Header"; the GNU tar manual, "Basic Tar Format" and "Storing Sparse
 //! Files".
 
+use super::is_zero;
 use std::collections::VecDeque;
 use std::io::{self, Read};
 use tar::{EntryType, Header};
@@ -122,7 +123,7 @@ impl<R: Read> Archive<R> {
                 Err(error) => return Err(error),
             }
         }
-        if block.iter().all(|byte| *byte == 0) {
+        if is_zero(block) {
             return Ok(None);
         }
         // The checksum's own eight bytes count as spaces.

@@ -69,7 +69,8 @@ impl Ext4Error {
     }
 }
 
-fn is_full(error: &io::Error) -> bool {
+/// True where there is no room on the disk, or none for this user.
+pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 

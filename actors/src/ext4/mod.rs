@@ -12,6 +12,7 @@ pub mod superblock;
 pub mod tarball;
 pub mod tree;
 
+pub(crate) use build::is_zero;
 pub use build::{Built, Label, build, build_as};
 pub use error::Ext4Error;
 pub use superblock::{Superblock, SuperblockError};

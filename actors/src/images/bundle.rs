@@ -1,10 +1,11 @@
 //! Images that come in bundles, from a user's file or from a catalog's address, and those that leave in one.
 
 use super::store::ROOTFS;
-use super::{ImageError, ImageRecord, ImageStore};
+use super::{ImageError, ImageRecord, ImageStore, make};
+use crate::artifacts::open_file;
 use crate::artifacts::{Cancel, Reporter, Staging, now_ms};
 use crate::bundle::{BundleError, ImageBundle, ImageManifest, UnpackedImage};
-use crate::download::{self, Downloads, Pinned, read::open};
+use crate::download::{self, Downloads, Pinned};
 use messages::ids::{HostPath, ImageName, KernelName};
 use messages::image::ImageExport;
 use std::fs::File;
@@ -27,7 +28,7 @@ pub fn import(
     reporter: &Reporter,
 ) -> Result<ImageRecord, ImageError> {
     let path = Path::new(file.as_str());
-    let bundle = open(path).map_err(|source| BundleError::Open { path: path.to_owned(), source })?;
+    let bundle = open_file(path).map_err(|source| BundleError::Open { path: path.to_owned(), source })?;
     let bundle = ImageBundle::open(bundle, file.as_str())?;
     let name = name.unwrap_or(&bundle.manifest.name).clone();
     if store.find(name.as_str())?.is_some() {
@@ -53,8 +54,7 @@ pub fn pull(
     cancel: &Cancel,
     reporter: &Reporter,
 ) -> Result<ImageRecord, ImageError> {
-    if let Some(record) = store.find(name.as_str())? {
-        reporter.finished(format!("{} is here already", record.name));
+    if let Some(record) = store.present(name.as_str(), reporter)? {
         return Ok(record);
     }
     let staging = Staging::create(store.directory(), name.as_str())?;
@@ -73,7 +73,7 @@ pub fn pull(
 /// When the file system cannot be opened.
 pub fn export(store: &ImageStore, record: ImageRecord) -> Result<(ImageExport, File), ImageError> {
     let path = store.rootfs(&record)?;
-    let file = open(&path).map_err(|source| ImageError::ReadBack { path, source })?;
+    let file = open_file(&path).map_err(|source| ImageError::ReadBack { path, source })?;
     let export = ImageExport {
         // As it was where it was made: going through many hosts, a bundle stays the same.
         source: record.source.strip_prefix(SOURCE_PREFIX).unwrap_or(&record.source).to_owned(),
@@ -118,9 +118,8 @@ fn finish(
     if cancel.is_cancelled() {
         return Err(BundleError::Cancelled.into());
     }
-    reporter.step("writing it to disk");
-    store.publish(staging, &record)?;
-    reporter.finished(format!("{} {} MiB", record.name, record.size_bytes >> 20));
+    let record = make::publish(store, staging, record, reporter)?;
+    reporter.finished(make::summary(&record));
     Ok(record)
 }
 

@@ -5,24 +5,18 @@ mod stream;
 
 pub use stream::{ArchiveStream, CommitError};
 
-use super::identity;
-use super::register::{check_free, digest};
-use super::store::ROOTFS;
-use super::{ImageError, ImageRecord, ImageStore};
+use super::make::Counted;
+use super::{ImageError, ImageRecord, ImageStore, identity, make};
 use crate::artifacts::{Cancel, Reporter, Staging, now_ms};
 use crate::ext4::tarball::read_tar;
-use crate::ext4::{Ext4Error, Label, Tree, build};
+use crate::ext4::{Ext4Error, Tree};
+use messages::guest::HOSTS_MARK;
 use messages::ids::{ImageName, KernelName};
 use messages::image::ImageConfig;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 
-/// How often, in bytes, the growing image is told of.
-const REPORT_EVERY: u64 = 8 << 20;
 /// A longer file is nobody's list of keys or hosts, in bytes.
 const LIST_MAX: u64 = 1 << 20;
-/// Marks the line of `/etc/hosts` that the agent writes at each boot.
-const HOSTS_MARK: &str = "# banger";
 
 /// What is to be made.
 #[derive(Debug, Clone)]
@@ -49,23 +43,17 @@ pub fn commit(
     cancel: &Cancel,
     reporter: &Reporter,
 ) -> Result<ImageRecord, ImageError> {
-    check_free(store, &plan.name)?;
+    make::check_free(store, &plan.name)?;
     // Deleted with `--force` while the VM ran: then nothing is known of it, and nothing else is lost.
     let base = store.find(plan.from.as_str())?;
     let staging = Staging::create(store.directory(), plan.name.as_str())?;
     let mut tree = Tree::create(staging.path())?;
-    let mut counted = Counted { inner: archive, reporter, read: 0, told: 0 };
+    let mut counted = Counted::new(archive, "reading the VM's files", reporter);
     read_tar(&mut tree, &mut counted, identity::judge).map_err(|error| explain(error, cancel))?;
     // What comes after the archive's end: whether the guest had read all it meant to.
     io::copy(&mut counted, &mut io::sink()).map_err(|error| explain(Ext4Error::Archive(error), cancel))?;
     strip(&mut tree, &plan.managed_keys)?;
-    let path = staging.path().join(ROOTFS);
-    reporter.amount("writing the file system", 0, Some(tree.content_bytes()));
-    let built = build(&tree, &path, Label("banger-root"))?;
-    drop(tree);
-    let read_back = |source| ImageError::ReadBack { path: path.clone(), source };
-    let file = File::open(&path).map_err(read_back)?;
-    let digest = digest(file, built.size_bytes, cancel, reporter).map_err(read_back)?.ok_or(ImageError::Cancelled)?;
+    let (built, digest) = make::write(tree, &staging, cancel, reporter)?;
     let record = ImageRecord {
         name: plan.name.clone(),
         digest,
@@ -80,9 +68,8 @@ pub fn commit(
         parent: base.map(|base| base.digest),
         external: None,
     };
-    reporter.step("writing it to disk");
-    store.publish(staging, &record)?;
-    reporter.finished(format!("{} {} MiB", record.name, record.size_bytes >> 20));
+    let record = make::publish(store, staging, record, reporter)?;
+    reporter.finished(make::summary(&record));
     Ok(record)
 }
 
@@ -113,26 +100,6 @@ fn without(text: &[u8], unwanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
         .flatten()
         .copied()
         .collect()
-}
-
-/// Reports how much has been read.
-struct Counted<'a> {
-    inner: ArchiveStream,
-    reporter: &'a Reporter,
-    read: u64,
-    told: u64,
-}
-
-impl Read for Counted<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.read += count as u64;
-        if self.read - self.told >= REPORT_EVERY {
-            self.told = self.read;
-            self.reporter.amount("reading the VM's files", self.read, None);
-        }
-        Ok(count)
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The [`Images`] actor's messages about images that users make themselves, and about everything an image is.
 
 use super::actor::{Images, meant};
-use super::commit::{self, ArchiveStream, CommitPlan};
+use super::commit::{self, ArchiveStream};
 use super::messages::{CommitImage, InspectImage, PromoteImage, RegisterImage};
 use super::{ImageError, details, register};
 use crate::artifacts::blocking;
@@ -54,9 +54,9 @@ impl Handler<CommitImage> for Images {
         ctx: &mut Self::Context,
     ) -> Self::Result {
         let started = guard(ctx, |_| {
-            let CommitPlan { name, source, .. } = plan.clone();
+            let (name, source, runtime) = (plan.name.clone(), plan.source.clone(), self.config.runtime.clone());
             self.fly(&name, source, move |store, cancel, reporter| {
-                let stream = ArchiveStream::new(archive, cancel.clone()).map_err(ImageError::Stream)?;
+                let stream = ArchiveStream::new(archive, runtime, cancel.clone()).map_err(ImageError::Stream)?;
                 commit::commit(store, &plan, stream, cancel, reporter)
             })
         });

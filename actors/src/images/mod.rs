@@ -7,6 +7,7 @@ pub mod details;
 pub mod error;
 mod handlers;
 pub mod identity;
+mod make;
 pub mod messages;
 pub mod oci;
 pub mod pull;

@@ -2,16 +2,15 @@
 //! another in one file system. Nothing of them is ever a tree of files on this host.
 
 use super::store::ROOTFS;
-use super::{ImageError, ImageRecord, ImageStore};
+use super::{ImageError, ImageRecord, ImageStore, make};
 use crate::artifacts::{Cancel, Reporter, Staging, now_ms};
 use crate::ext4::layer::Layer;
 use crate::ext4::{Ext4Error, Label, Tree, build_as};
-use crate::oci::fetch::{Received, fetch};
+use crate::oci::fetch::{Received, fetch, unless};
 use crate::oci::follow::Arrival;
 use crate::oci::reference::{canonical, distinct, parse};
 use crate::oci::{Access, Blob, BlobCache, Decompressed, Follower, OciError, Registry, Resolved};
 use messages::ids::{ImageName, KernelName};
-use std::future::Future;
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -119,12 +118,11 @@ pub fn pull(
         parent: None,
         external: None,
     };
-    reporter.step("writing it to disk");
-    store.publish(staging, &record)?;
+    let record = make::publish(store, staging, record, reporter)?;
     if let Err(error) = registries.blobs.trim() {
         tracing::warn!(%error, "cannot keep the cache within its bound");
     }
-    reporter.finished(format!("{} {} MiB", record.name, record.size_bytes >> 20));
+    reporter.finished(make::summary(&record));
     Ok(record)
 }
 
@@ -147,15 +145,6 @@ fn free_name(store: &ImageStore, wanted: &OciPull, resolved: &Resolved) -> Resul
         return Err(ImageError::Taken { name: wanted.name.clone() });
     }
     Ok(distinct(wanted.name.as_str(), &format!("{}@{}", wanted.reference, resolved.manifest)))
-}
-
-/// Waits, but not longer than anybody wants it.
-async fn unless<T>(cancel: &Cancel, work: impl Future<Output = Result<T, OciError>>) -> Result<T, OciError> {
-    let token = cancel.token();
-    tokio::select! {
-        done = work => done,
-        () = token.cancelled() => Err(OciError::Cancelled),
-    }
 }
 
 /// Fetches and unpacks all layers.

@@ -1,23 +1,15 @@
 //! Builds a Debian system and makes an image of it.
 
-use super::identity;
-use super::store::ROOTFS;
-use super::{ImageError, ImageRecord, ImageStore};
+use super::make::Counted;
+use super::{ImageError, ImageRecord, ImageStore, identity, make};
 use crate::artifacts::debian::{Recipe, Variant};
 use crate::artifacts::{Cancel, NpmError, NpmFile, Reporter, Staging, now_ms};
 use crate::catalog::DebianImage;
 use crate::ext4::tarball::{Verdict, read_tar};
-use crate::ext4::{Label, Meta, Tree, build};
+use crate::ext4::{Meta, Tree};
 use messages::ids::{ImageName, KernelName};
-use sha2::{Digest, Sha256};
-use std::fs::File;
-use std::io::{self, Read};
 use std::panic::resume_unwind;
-use std::path::Path;
 use std::thread::ScopedJoinHandle;
-
-/// How often, in bytes, the growing image is told of.
-const REPORT_EVERY: u64 = 8 << 20;
 
 /// Builds `debian` as `name`, unless an image of that name is here already. Blocks; `cancel` ends it.
 ///
@@ -32,8 +24,7 @@ pub fn pull(
     cancel: &Cancel,
     reporter: &Reporter,
 ) -> Result<ImageRecord, ImageError> {
-    if let Some(record) = store.find(name.as_str())? {
-        reporter.finished(format!("{} is here already", record.name));
+    if let Some(record) = store.present(name.as_str(), reporter)? {
         return Ok(record);
     }
     let staging = Staging::create(store.directory(), name.as_str())?;
@@ -42,7 +33,7 @@ pub fn pull(
         let fetches: Vec<_> = debian.npm.iter().map(|file| scope.spawn(|| file.fetch(cancel, reporter))).collect();
         let tree = recipe(debian, mirror).run(staging.path(), cancel, reporter, |tar| -> Result<Tree, ImageError> {
             let mut tree = Tree::create(staging.path())?;
-            read_tar(&mut tree, Counted { inner: tar, reporter, read: 0, told: 0 }, |path| match path {
+            read_tar(&mut tree, Counted::new(tar, "packing the system", reporter), |path| match path {
                 _ if debian.excludes(path) => Verdict::Drop,
                 _ => identity::judge(path),
             })?;
@@ -57,16 +48,7 @@ pub fn pull(
         tree.map(|tree| (tree, files))
     })?;
     let without = add_files(&mut tree, &debian.npm, files)?;
-    let path = staging.path().join(ROOTFS);
-    reporter.amount("writing the file system", 0, Some(tree.content_bytes()));
-    let built = build(&tree, &path, Label("banger-root"))?;
-    // The spool is as large as the image: gone before anything else takes space.
-    drop(tree);
-    if cancel.is_cancelled() {
-        return Err(crate::artifacts::DebianError::Cancelled.into());
-    }
-    reporter.step("reckoning its digest");
-    let digest = digest(&path).map_err(|source| ImageError::ReadBack { path: path.clone(), source })?;
+    let (built, digest) = make::write(tree, &staging, cancel, reporter)?;
     let record = ImageRecord {
         name: name.clone(),
         digest,
@@ -81,9 +63,8 @@ pub fn pull(
         parent: None,
         external: None,
     };
-    reporter.step("writing it to disk");
-    store.publish(staging, &record)?;
-    reporter.finished(format!("{} {} MiB{without}", record.name, record.size_bytes >> 20));
+    let record = make::publish(store, staging, record, reporter)?;
+    reporter.finished(format!("{}{without}", make::summary(&record)));
     Ok(record)
 }
 
@@ -115,38 +96,5 @@ fn recipe(debian: &DebianImage, mirror: Option<&str>) -> Recipe {
         packages: debian.packages.clone(),
         scripts: debian.scripts.clone(),
         mirror: mirror.map(str::to_owned),
-    }
-}
-
-/// `sha256:…` of a file.
-fn digest(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(format!("sha256:{}", hex::encode(hash.finalize()))),
-            count => hash.update(&buffer[..count]),
-        }
-    }
-}
-
-/// Reports how much has been read.
-struct Counted<'a> {
-    inner: &'a mut dyn Read,
-    reporter: &'a Reporter,
-    read: u64,
-    told: u64,
-}
-
-impl Read for Counted<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.read += count as u64;
-        if self.read - self.told >= REPORT_EVERY {
-            self.told = self.read;
-            self.reporter.amount("packing the system", self.read, None);
-        }
-        Ok(count)
     }
 }

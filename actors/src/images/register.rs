@@ -1,21 +1,18 @@
 //! Images of file systems that users made themselves: used where they are, until they are promoted to files of ours.
 
 use super::error::Unfit;
+use super::make::{check_free, digest};
 use super::store::{External, ROOTFS};
 use super::{ImageError, ImageRecord, ImageStore};
 use crate::artifacts::staging::{StagingError, sync};
-use crate::artifacts::{Cancel, Reporter, Staging, now_ms};
+use crate::artifacts::{Cancel, Reporter, Staging, now_ms, open_file};
 use crate::ext4::Superblock;
 use crate::ext4::disk::copy_sparse;
 use messages::ids::{ImageName, KernelName};
 use messages::image::ImageConfig;
-use sha2::{Digest, Sha256};
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
-
-/// How often, in bytes, a long read is told of.
-const REPORT_EVERY: u64 = 64 << 20;
 
 /// Makes an image of the file at `path`, which stays where it is. Blocks; `cancel` ends it.
 ///
@@ -35,7 +32,7 @@ pub fn register(
         return Err(unfit(Unfit::Relative));
     }
     let external = External::of(path).map_err(|error| unfit(error.into()))?;
-    let file = File::open(path).map_err(|error| unfit(error.into()))?;
+    let file = open_file(path).map_err(|error| unfit(error.into()))?;
     let superblock = Superblock::read(&file).and_then(Superblock::mountable).map_err(|error| unfit(error.into()))?;
     let digest = digest(file, external.length, cancel, reporter).map_err(|error| unfit(error.into()))?;
     let digest = digest.ok_or(ImageError::Cancelled)?;
@@ -100,38 +97,6 @@ pub fn promote(
     store.rewrite(&record)?;
     reporter.finished(format!("{} is banger's own now", record.name));
     Ok(record)
-}
-
-/// A name that a new image can have.
-///
-/// # Errors
-/// When there is one of that name, damaged or not.
-pub(super) fn check_free(store: &ImageStore, name: &ImageName) -> Result<(), ImageError> {
-    if store.path(name.as_str()).exists() { Err(ImageError::Taken { name: name.clone() }) } else { Ok(()) }
-}
-
-/// `sha256:…` of a file; `None` where it was cancelled.
-pub(super) fn digest(mut file: File, total: u64, cancel: &Cancel, reporter: &Reporter) -> io::Result<Option<String>> {
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    let (mut done, mut told) = (0, 0);
-    reporter.amount("reckoning its digest", 0, Some(total));
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(Some(format!("sha256:{}", hex::encode(hash.finalize())))),
-            count => {
-                hash.update(&buffer[..count]);
-                done += count as u64;
-            }
-        }
-        if cancel.is_cancelled() {
-            return Ok(None);
-        }
-        if done - told >= REPORT_EVERY {
-            told = done;
-            reporter.amount("reckoning its digest", done, Some(total));
-        }
-    }
 }
 
 #[cfg(test)]

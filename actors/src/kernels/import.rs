@@ -4,13 +4,11 @@
 use super::assemble::{Parts, Wanted, assemble};
 use super::requirements::GuestLink;
 use super::{KernelError, KernelRecord, KernelStore, embedded, modules, vmlinux};
-use crate::artifacts::{Cancel, Reporter, Staging};
+use crate::artifacts::{Cancel, Reporter, Staging, open_file};
 use crate::ext4::{Meta, Tree};
 use messages::image::KernelImport;
-use nix::fcntl::OFlag;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// No configuration is longer, in bytes.
@@ -113,16 +111,11 @@ fn read(path: &Path, most: u64) -> Result<Vec<u8>, KernelError> {
     Ok(bytes)
 }
 
-/// Opens a regular file of at most so many bytes. Never waits, as opening a pipe would.
+/// Opens a regular file of at most so many bytes.
 fn open(path: &Path, most: u64) -> Result<io::Take<File>, KernelError> {
     let failed = |source| KernelError::io("read", path, source);
-    let mut options = File::options();
-    let file = options.read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    if !metadata.is_file() {
-        return Err(failed(io::Error::other("it is no regular file")));
-    }
-    if metadata.len() > most {
+    let file = open_file(path).map_err(failed)?;
+    if file.metadata().map_err(failed)?.len() > most {
         return Err(failed(io::Error::other(format!("it is larger than {} MiB", most >> 20))));
     }
     Ok(file.take(most))

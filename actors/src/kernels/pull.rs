@@ -28,8 +28,7 @@ pub fn pull(
     cancel: &Cancel,
     reporter: &Reporter,
 ) -> Result<KernelRecord, KernelError> {
-    if let Some(record) = store.find(entry.name.as_str())? {
-        reporter.finished(format!("{} is here already", record.name));
+    if let Some(record) = store.present(entry.name.as_str(), reporter)? {
         return Ok(record);
     }
     let recipe = Recipe {

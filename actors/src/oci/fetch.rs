@@ -6,6 +6,7 @@ use super::blobs::Slot;
 use super::follow::{Arrival, Verified};
 use super::registry::Blob;
 use super::{BlobCache, OciError};
+use crate::artifacts::Cancel;
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -28,9 +29,38 @@ const FIRST_PAUSE: Duration = Duration::from_millis(300);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
 /// The pauses between tries.
-pub(crate) fn pauses() -> backon::ExponentialBackoff {
+fn pauses() -> backon::ExponentialBackoff {
     let builder = ExponentialBuilder::default().with_min_delay(FIRST_PAUSE).with_max_delay(LONGEST_PAUSE);
     builder.with_max_times(TRIES).with_jitter().build()
+}
+
+/// Asks again while an answer may yet come.
+///
+/// # Errors
+/// The last answer's.
+pub(crate) async fn patiently<T>(request: impl AsyncFn() -> Result<T, OciError>) -> Result<T, OciError> {
+    let mut pause = pauses();
+    loop {
+        let error = match request().await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        let Some(wait) = pause.next().filter(|_| error.is_transient()) else { return Err(error) };
+        tracing::info!(error = %error, "a server failed; trying again");
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// Waits, but not longer than anybody wants it.
+///
+/// # Errors
+/// The work's, or that it was cancelled.
+pub(crate) async fn unless<T>(cancel: &Cancel, work: impl Future<Output = Result<T, OciError>>) -> Result<T, OciError> {
+    let token = cancel.token();
+    tokio::select! {
+        done = work => done,
+        () = token.cancelled() => Err(OciError::Cancelled),
+    }
 }
 
 /// Where the bytes of a blob come from.

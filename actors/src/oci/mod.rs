@@ -8,10 +8,10 @@ mod document;
 pub mod error;
 pub mod fetch;
 pub mod follow;
+pub(crate) mod http;
 pub mod reference;
 pub mod registry;
 mod session;
-pub(crate) mod tls;
 mod token;
 
 pub use blobs::BlobCache;

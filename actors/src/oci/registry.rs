@@ -3,7 +3,7 @@
 use super::OciError;
 use super::credentials::{Login, credentials};
 use super::document::{self, ConfigFile};
-use super::fetch::{BlobSource, Part, pauses};
+use super::fetch::{BlobSource, Part, patiently};
 use super::reference::{canonical, is_sha256};
 use super::session::{ANSWER_DEADLINE, Ask, RequestError, Session, whole};
 use futures::StreamExt as _;
@@ -132,7 +132,7 @@ impl Registry {
     /// # Errors
     /// [`OciError`].
     pub async fn digest(&self) -> Result<String, OciError> {
-        self.retried(async || {
+        patiently(async || {
             let failed = |error| self.failed(&canonical(&self.reference), error);
             let response = self.ask_manifest(Method::HEAD, &self.reference).await.map_err(failed)?;
             match stated(response.headers()).filter(|digest| is_sha256(digest)) {
@@ -149,20 +149,7 @@ impl Registry {
     /// # Errors
     /// [`OciError`].
     pub async fn resolve(&self) -> Result<Resolved, OciError> {
-        self.retried(async || self.resolve_once().await).await
-    }
-
-    async fn retried<T>(&self, request: impl AsyncFn() -> Result<T, OciError>) -> Result<T, OciError> {
-        let mut pause = pauses();
-        loop {
-            let error = match request().await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => error,
-            };
-            let Some(wait) = pause.next().filter(|_| error.is_transient()) else { return Err(error) };
-            tracing::info!(reference = %self.reference, error = %error, "the registry failed; trying again");
-            tokio::time::sleep(wait).await;
-        }
+        patiently(async || self.resolve_once().await).await
     }
 
     async fn resolve_once(&self) -> Result<Resolved, OciError> {

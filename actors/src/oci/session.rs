@@ -4,7 +4,7 @@
 //! for the registry (docs/adr/0002). Protocol: OCI distribution specification; the challenge of RFC 9110, section 11.
 
 use super::credentials::Login;
-use super::tls;
+use super::http;
 use super::token::{Challenge, challenges, fetch_token};
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue, RANGE, WWW_AUTHENTICATE};
 use reqwest::{Client, Method, Response, StatusCode};
@@ -13,9 +13,6 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
-/// Without a byte for so long, a connection counts as broken.
-const READ_DEADLINE: Duration = Duration::from_secs(30);
 /// For an answer that is read whole.
 pub(super) const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
 /// The most of a refusal that is read, in bytes.
@@ -76,13 +73,7 @@ impl std::fmt::Debug for Session {
 impl Session {
     /// Makes ready; reads all of this host's certificates.
     pub(super) fn new(registry: &str, secure: bool, login: Login) -> Result<Self, RequestError> {
-        tls::install_provider();
-        let http = Client::builder()
-            .connect_timeout(CONNECT_DEADLINE)
-            .read_timeout(READ_DEADLINE)
-            .user_agent(concat!("banger/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(RequestError::Transport)?;
+        let http = http::client().build().map_err(RequestError::Transport)?;
         let base = format!("{}://{registry}/v2", if secure { "https" } else { "http" });
         Ok(Self { http, base, secure, login, proofs: Mutex::default() })
     }

@@ -11,7 +11,7 @@ use crate::registry::Handle;
 use crate::vm::published::until_down;
 use crate::vm::{BeginOperation, Command, STOP_GRACE};
 use messages::error::{ErrorKind, WireError};
-use messages::guest::{AgentTool, ExecCommand, ExecSpec, OnDisconnect};
+use messages::guest::{AgentTool, ExecCommand, ExecSpec};
 use messages::ids::{ImageName, VmRef};
 use messages::image::ImageConfig;
 use messages::reply::Reply;
@@ -76,15 +76,7 @@ async fn archive(
     let managed_keys = context.ports.authorized_keys().await?;
     let operation = fresh_operation()?;
     ask(&handle.vm, BeginOperation { operation, main: false }).await?;
-    let exec = ExecSpec {
-        command: ExecCommand::Tool(AgentTool::Archive),
-        env: Vec::new(),
-        workdir: None,
-        user: None,
-        terminal: None,
-        stdin: false,
-        on_disconnect: OnDisconnect::Kill,
-    };
+    let exec = ExecSpec::new(ExecCommand::Tool(AgentTool::Archive));
     let archive = context.ports.operation(handle.id, operation, exec).await?;
     let view = handle.view();
     let plan = CommitPlan {

@@ -290,19 +290,6 @@ fn is_program(metadata: &std::fs::Metadata) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use messages::guest::OnDisconnect;
-
-    fn exec(command: ExecCommand) -> ExecSpec {
-        ExecSpec {
-            command,
-            env: Vec::new(),
-            workdir: None,
-            user: None,
-            terminal: None,
-            stdin: false,
-            on_disconnect: OnDisconnect::Kill,
-        }
-    }
 
     fn argv(words: &[&str]) -> Vec<ArgBytes> {
         words.iter().map(|word| ArgBytes(word.as_bytes().to_vec())).collect()
@@ -319,7 +306,8 @@ mod tests {
     #[test]
     fn a_command_is_found_on_the_path_and_keeps_its_name() {
         let plan =
-            plan(&exec(ExecCommand::Argv(argv(&["sh", "-c", "true"]))), &ImageConfig::default(), &here()).unwrap();
+            plan(&ExecSpec::new(ExecCommand::Argv(argv(&["sh", "-c", "true"]))), &ImageConfig::default(), &here())
+                .unwrap();
         assert!(plan.program.is_absolute() && plan.program.ends_with("sh"));
         assert_eq!((plan.argv0.as_os_str(), plan.arguments.len()), (OsStr::new("sh"), 2));
     }
@@ -327,16 +315,16 @@ mod tests {
     #[test]
     fn what_cannot_be_run_is_named() {
         let fails = |spec: &ExecSpec| plan(spec, &ImageConfig::default(), &here()).unwrap_err().to_wire();
-        let missing = fails(&exec(ExecCommand::Argv(argv(&["no-such-program"]))));
+        let missing = fails(&ExecSpec::new(ExecCommand::Argv(argv(&["no-such-program"]))));
         assert_eq!(
             (missing.kind, missing.to_string()),
             (ErrorKind::NotFound, "no-such-program: command not found".into())
         );
-        assert_eq!(fails(&exec(ExecCommand::Argv(argv(&["/no/such/file"])))).kind, ErrorKind::NotFound);
-        assert_eq!(fails(&exec(ExecCommand::Argv(argv(&["/etc/passwd"])))).kind, ErrorKind::Guest);
-        assert_eq!(fails(&exec(ExecCommand::Argv(Vec::new()))).kind, ErrorKind::Usage);
-        assert_eq!(fails(&exec(ExecCommand::Argv(argv(&["a\0b"])))).kind, ErrorKind::Usage);
-        let mut elsewhere = exec(ExecCommand::LoginShell);
+        assert_eq!(fails(&ExecSpec::new(ExecCommand::Argv(argv(&["/no/such/file"])))).kind, ErrorKind::NotFound);
+        assert_eq!(fails(&ExecSpec::new(ExecCommand::Argv(argv(&["/etc/passwd"])))).kind, ErrorKind::Guest);
+        assert_eq!(fails(&ExecSpec::new(ExecCommand::Argv(Vec::new()))).kind, ErrorKind::Usage);
+        assert_eq!(fails(&ExecSpec::new(ExecCommand::Argv(argv(&["a\0b"])))).kind, ErrorKind::Usage);
+        let mut elsewhere = ExecSpec::new(ExecCommand::LoginShell);
         elsewhere.workdir = Some("/no/such/directory".into());
         assert_eq!(fails(&elsewhere).kind, ErrorKind::Usage);
     }
@@ -345,7 +333,7 @@ mod tests {
     fn the_request_overrides_the_image_which_overrides_the_user() {
         let config =
             ImageConfig { env: vec!["A=image".into(), "B=image".into(), "junk".into()], ..ImageConfig::default() };
-        let mut spec = exec(ExecCommand::Argv(argv(&["sh"])));
+        let mut spec = ExecSpec::new(ExecCommand::Argv(argv(&["sh"])));
         spec.env = vec![("B".into(), "request".into())];
         let plan = plan(&spec, &config, &here()).unwrap();
         assert_eq!((value(&plan, "A"), value(&plan, "B")), (Some("image"), Some("request")));
@@ -357,7 +345,7 @@ mod tests {
         let config =
             ImageConfig { user: Some("nobody-knows".into()), workdir: Some("/gone".into()), ..ImageConfig::default() };
         let tool = AgentTool::Unpack { at: ArgBytes(b"/etc/x".to_vec()), as_file: true };
-        let plan = plan(&exec(ExecCommand::Tool(tool)), &config, &here()).unwrap();
+        let plan = plan(&ExecSpec::new(ExecCommand::Tool(tool)), &config, &here()).unwrap();
         assert_eq!(plan.program, Path::new("/proc/self/exe"));
         assert_eq!(plan.arguments, [OsString::from("--unpack-file"), std::env::temp_dir().join("etc/x").into()]);
         let guest = own(&AgentTool::Archive, &Place::Guest);
@@ -366,7 +354,7 @@ mod tests {
             (["--archive".into(), "/".into()].as_slice(), Uid::from_raw(0))
         );
         let nul = AgentTool::Unpack { at: ArgBytes(b"/\0".to_vec()), as_file: false };
-        assert!(super::plan(&exec(ExecCommand::Tool(nul)), &config, &here()).is_err());
+        assert!(super::plan(&ExecSpec::new(ExecCommand::Tool(nul)), &config, &here()).is_err());
     }
 
     #[test]
@@ -381,7 +369,7 @@ mod tests {
 
     #[test]
     fn a_login_shell_says_so_in_its_name() {
-        let plan = plan(&exec(ExecCommand::LoginShell), &ImageConfig::default(), &here()).unwrap();
+        let plan = plan(&ExecSpec::new(ExecCommand::LoginShell), &ImageConfig::default(), &here()).unwrap();
         assert!(plan.argv0.as_bytes().starts_with(b"-"), "{:?}", plan.argv0);
     }
 }

@@ -9,14 +9,13 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{major, minor};
 use std::collections::HashMap;
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, Metadata, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use tar::{EntryType, Header};
+use tar::{Builder, EntryType, Header};
 
-const BLOCK: u64 = 512;
 /// The longest name that a header holds by itself, in bytes.
 const NAME_MAX: usize = 100;
 /// As much as a frame to the host holds.
@@ -49,6 +48,7 @@ fn bare_root() -> io::Result<PathBuf> {
 /// # Errors
 /// As [`run`].
 pub fn write(root: &Path, out: &mut impl Write) -> io::Result<()> {
+    let mut archive = Builder::new(out);
     let mut links: HashMap<(u64, u64), PathBuf> = HashMap::new();
     let mut waiting = vec![PathBuf::new()];
     while let Some(path) = waiting.pop() {
@@ -66,10 +66,9 @@ pub fn write(root: &Path, out: &mut impl Write) -> io::Result<()> {
             names.sort_by(|one, other| other.cmp(one));
             waiting.extend(names.into_iter().map(|name| path.join(name)));
         }
-        entry(&real, &path, &metadata, &mut links, out).map_err(|error| named(&path, &error))?;
+        entry(&real, &path, &metadata, &mut links, &mut archive).map_err(|error| named(&path, &error))?;
     }
-    // Two empty blocks end an archive.
-    out.write_all(&[0; 1024])
+    archive.finish()
 }
 
 /// A file that another program has just removed is not there: no error.
@@ -90,7 +89,7 @@ fn entry(
     path: &Path,
     metadata: &Metadata,
     links: &mut HashMap<(u64, u64), PathBuf>,
-    out: &mut impl Write,
+    archive: &mut Builder<impl Write>,
 ) -> io::Result<()> {
     let kind = metadata.file_type();
     if kind.is_socket() {
@@ -101,7 +100,7 @@ fn entry(
         if let Some(first) = links.get(&key) {
             let mut member = Member::new(path, metadata, EntryType::Link)?;
             member.link(first.as_os_str().as_bytes());
-            return member.write(out);
+            return member.write(archive, io::empty());
         }
         links.insert(key, path.to_owned());
     }
@@ -113,8 +112,8 @@ fn entry(
         let mut member = Member::new(path, &metadata, EntryType::Regular)?;
         member.attributes(real)?;
         member.header.set_size(metadata.len());
-        member.write(out)?;
-        return contents(file, metadata.len(), out);
+        // As many bytes as were announced: a file that shrinks meanwhile ends in zeros, one that grows is cut.
+        return member.write(archive, file.chain(io::repeat(0)).take(metadata.len()));
     }
     let mut member = match () {
         () if kind.is_dir() => Member::new(path, metadata, EntryType::Directory)?,
@@ -135,20 +134,13 @@ fn entry(
         }
     };
     member.attributes(real)?;
-    member.write(out)
-}
-
-/// As many bytes as were announced: a file that shrinks meanwhile ends in zeros, one that grows is cut.
-fn contents(file: File, length: u64, out: &mut impl Write) -> io::Result<()> {
-    let copied = io::copy(&mut file.take(length), out)?;
-    let missing = (length - copied) + length.next_multiple_of(BLOCK) - length;
-    io::copy(&mut io::repeat(0).take(missing), out).map(drop)
+    member.write(archive, io::empty())
 }
 
 /// A header, and the records before it.
 struct Member {
     header: Header,
-    records: Vec<u8>,
+    records: Vec<(String, Vec<u8>)>,
 }
 
 impl Member {
@@ -198,34 +190,14 @@ impl Member {
         Ok(())
     }
 
-    /// `LENGTH KEY=VALUE\n`, where the length counts its own digits.
     fn record(&mut self, key: &str, value: &[u8]) {
-        let rest = key.len() + value.len() + " =\n".len();
-        let digits = |number: usize| number.to_string().len();
-        let mut length = rest + digits(rest);
-        if rest + digits(length) > length {
-            length += 1;
-        }
-        self.records.extend_from_slice(format!("{length} {key}=").as_bytes());
-        self.records.extend_from_slice(value);
-        self.records.push(b'\n');
+        self.records.push((key.to_owned(), value.to_vec()));
     }
 
-    fn write(mut self, out: &mut impl Write) -> io::Result<()> {
-        if !self.records.is_empty() {
-            let mut header = Header::new_ustar();
-            header.set_entry_type(EntryType::XHeader);
-            header.set_mode(0o644);
-            header.set_size(self.records.len() as u64);
-            copy_into(&mut header.as_old_mut().name, b"pax");
-            header.set_cksum();
-            out.write_all(header.as_bytes())?;
-            out.write_all(&self.records)?;
-            let length = self.records.len() as u64;
-            io::copy(&mut io::repeat(0).take(length.next_multiple_of(BLOCK) - length), out)?;
-        }
+    fn write(mut self, archive: &mut Builder<impl Write>, contents: impl Read) -> io::Result<()> {
+        archive.append_pax_extensions(self.records.iter().map(|(key, value)| (key.as_str(), value.as_slice())))?;
         self.header.set_cksum();
-        out.write_all(self.header.as_bytes())
+        archive.append(&self.header, contents)
     }
 }
 
@@ -291,14 +263,22 @@ mod tests {
     }
 
     #[test]
-    fn a_records_length_counts_itself() {
-        let mut member = Member { header: Header::new_ustar(), records: Vec::new() };
-        for length in [1, 80, 89, 90, 91, 92, 93, 94, 95, 990, 994] {
-            member.records.clear();
-            member.record("k", &vec![b'v'; length]);
-            let text = String::from_utf8(member.records.clone()).unwrap();
-            let said: usize = text.split(' ').next().unwrap().parse().unwrap();
-            assert_eq!(said, text.len(), "{length}");
+    fn links_of_any_length_come_back_whole() {
+        let root = tempfile::tempdir().unwrap();
+        // Around a thousand, where the length of a record grows a digit.
+        for length in [1, 99, 100, 101, 980, 981, 982, 983, 984, 985, 986, 990, 4000] {
+            symlink("t".repeat(length), root.path().join(format!("link-{length}"))).unwrap();
         }
+        let mut bytes = Vec::new();
+        write(root.path(), &mut bytes).unwrap();
+        let mut links = 0;
+        for entry in tar::Archive::new(bytes.as_slice()).entries().unwrap() {
+            let entry = entry.unwrap();
+            let Some(target) = entry.link_name().unwrap() else { continue };
+            let name = entry.path().unwrap().display().to_string();
+            assert_eq!(name, format!("./link-{}", target.as_os_str().len()));
+            links += 1;
+        }
+        assert_eq!(links, 13);
     }
 }

@@ -6,7 +6,7 @@ use link::frames::{FrameReader, send_hello, write_frame};
 use link::mux::{self, Attach, MuxHandle};
 use messages::guest::{
     AgentFrame, ArgBytes, BootSpec, CONTROL_PORT, DaemonFrame, Drives, ExecCommand, ExecSpec, ExitStatus,
-    OPERATION_PORT, OnDisconnect, OperationFrame, OutputFrame,
+    OPERATION_PORT, OperationFrame, OutputFrame,
 };
 use messages::ids::{BootNonce, OperationId, VmId};
 use messages::image::ImageConfig;
@@ -195,15 +195,7 @@ impl Bare {
         let mut stream = self.handle.open(OPERATION_PORT).await?;
         send_hello(&mut stream).await?;
         let argv = ["sh", "-c", script].map(|word| ArgBytes(word.as_bytes().to_vec())).to_vec();
-        let exec = ExecSpec {
-            command: ExecCommand::Argv(argv),
-            env: Vec::new(),
-            workdir: None,
-            user: None,
-            terminal: None,
-            stdin: false,
-            on_disconnect: OnDisconnect::Kill,
-        };
+        let exec = ExecSpec::new(ExecCommand::Argv(argv));
         // An agent runs each operation once.
         let mut operation = [0; 8];
         std::fs::File::open("/dev/urandom")?.read_exact(&mut operation)?;

@@ -146,15 +146,21 @@ fn by_tools(case: &Case<'_>, registry: &Registry, reference: &str) -> Result<Dur
     Ok(took)
 }
 
-/// What asking for a manifest costs by itself.
-fn manifest_request() -> Result<Duration, Stop> {
-    let started = Instant::now();
+/// Asks for something of the image's; the answer ends with the connection.
+fn ask(method: &str, what: &str) -> Result<TcpStream, Stop> {
     let mut stream = TcpStream::connect(("127.0.0.1", BENCH_PORT))?;
     let accept = "application/vnd.oci.image.manifest.v1+json";
     write!(
         stream,
-        "HEAD /v2/big/manifests/1 HTTP/1.1\r\nhost: localhost\r\naccept: {accept}\r\nconnection: close\r\n\r\n"
+        "{method} /v2/big/{what} HTTP/1.1\r\nhost: localhost\r\naccept: {accept}\r\nconnection: close\r\n\r\n"
     )?;
+    Ok(stream)
+}
+
+/// What asking for a manifest costs by itself.
+fn manifest_request() -> Result<Duration, Stop> {
+    let started = Instant::now();
+    let mut stream = ask("HEAD", "manifests/1")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     check(answer.starts_with("HTTP/1.1 200"), || format!("the registry said `{answer}`"))?;

@@ -2,18 +2,18 @@
 //! its silence is, and its words are cut.
 
 use crate::artifacts::Cancel;
+use link::frames::{FrameReader, ReadError};
 use messages::error::{ErrorKind, WireError};
-use messages::frame::{self, FrameError, HEADER_LEN};
+use messages::frame::{self, FrameError};
 use messages::guest::{ExitStatus, OutputFrame};
 use messages::limits::GUEST_FRAME_MAX;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::net::UnixStream;
+use tokio::runtime::Handle;
 
-/// How often a read looks whether anybody still waits for it.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// How long a guest may send nothing: one with a slow disk reads a large directory in seconds.
+/// How long a guest may send nothing: one with a slow disk reads a large directory in seconds. Frames without bytes are nothing.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// How much of its complaints is kept, in bytes.
 const COMPLAINTS_MAX: usize = 2048;
@@ -48,90 +48,53 @@ impl From<&CommitError> for WireError {
     }
 }
 
-/// The archive, as it comes.
+impl From<ReadError> for CommitError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Frame(FrameError::Truncated) | ReadError::Io(_) | ReadError::NoHello => Self::Closed,
+            ReadError::Frame(error) => Self::Nonsense(error),
+        }
+    }
+}
+
+/// The archive, as it comes. Read it on a thread that may block.
 #[derive(Debug)]
 pub struct ArchiveStream {
-    socket: UnixStream,
+    frames: FrameReader<UnixStream>,
+    runtime: Handle,
     cancel: Cancel,
-    frame: Vec<u8>,
-    /// What of the present frame's bytes has not been read.
-    left: std::ops::Range<usize>,
+    /// The bytes of the present frame, and how many of them have been read.
+    bytes: Vec<u8>,
+    read: usize,
     complaints: Vec<u8>,
-    /// Since when bytes of the archive are waited for: frames without any are silence too.
-    asked: Instant,
     ended: bool,
 }
 
 impl ArchiveStream {
-    /// Reads from the socket of an operation; `cancel` ends it.
+    /// Reads from the socket of an operation; `cancel` ends it. Within `runtime`, which does the waiting.
     ///
     /// # Errors
     /// When the socket cannot be set up.
-    pub fn new(socket: OwnedFd, cancel: Cancel) -> io::Result<Self> {
-        let socket = UnixStream::from(socket);
-        socket.set_nonblocking(false)?;
-        socket.set_read_timeout(Some(LOOK_EVERY))?;
-        Ok(Self {
-            socket,
-            cancel,
-            frame: Vec::new(),
-            left: 0..0,
-            complaints: Vec::new(),
-            asked: Instant::now(),
-            ended: false,
-        })
+    pub fn new(socket: OwnedFd, runtime: Handle, cancel: Cancel) -> io::Result<Self> {
+        let socket = std::os::unix::net::UnixStream::from(socket);
+        socket.set_nonblocking(true)?;
+        let socket = {
+            let _within = runtime.enter();
+            UnixStream::from_std(socket)?
+        };
+        let frames = FrameReader::new(socket, GUEST_FRAME_MAX);
+        Ok(Self { frames, runtime, cancel, bytes: Vec::new(), read: 0, complaints: Vec::new(), ended: false })
     }
 
-    /// Fills the frame buffer up to `length`; false where the stream ends before its first byte.
-    fn fill(&mut self, length: usize) -> Result<bool, CommitError> {
-        self.frame.resize(length, 0);
-        let mut filled = 0;
-        while filled < length {
-            match self.socket.read(&mut self.frame[filled..]) {
-                Ok(0) if filled == 0 => return Ok(false),
-                Ok(0) => return Err(CommitError::Closed),
-                Ok(count) => filled += count,
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                    self.check()?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return Err(CommitError::Closed),
-            }
-        }
-        Ok(true)
-    }
-
-    /// Whether to go on.
-    fn check(&self) -> Result<(), CommitError> {
-        if self.cancel.is_cancelled() {
-            return Err(CommitError::Cancelled);
-        }
-        if self.asked.elapsed() > SILENCE_MAX { Err(CommitError::Silent) } else { Ok(()) }
-    }
-
-    /// The next frame with bytes of the archive is in the buffer, or the archive has ended.
-    fn advance(&mut self) -> Result<(), CommitError> {
-        self.asked = Instant::now();
-        if self.left.is_empty() {
-            // The frame that it was a part of is overwritten.
-            self.left = 0..0;
-        }
-        while self.left.is_empty() && !self.ended {
-            self.check()?;
-            if !self.fill(HEADER_LEN)? {
-                return Err(CommitError::Closed);
-            }
-            let mut header = [0; HEADER_LEN];
-            header.copy_from_slice(&self.frame);
-            let length = frame::payload_length(header, GUEST_FRAME_MAX).map_err(CommitError::Nonsense)?;
-            if length > 0 && !self.fill(length)? {
-                return Err(CommitError::Closed);
-            }
-            let frame = &self.frame[..length];
-            match frame::decode_borrowed(frame).map_err(CommitError::Nonsense)? {
+    /// The next bytes of the archive are there, or it has ended.
+    async fn advance(&mut self) -> Result<(), CommitError> {
+        while self.read == self.bytes.len() && !self.ended {
+            let payload = self.frames.next().await?.ok_or(CommitError::Closed)?;
+            match frame::decode_borrowed(payload).map_err(CommitError::Nonsense)? {
                 OutputFrame::Stdout(bytes) => {
-                    // A borrowed payload is a part of the frame: its last bytes.
-                    self.left = length - bytes.len()..length;
+                    self.read = 0;
+                    self.bytes.clear();
+                    self.bytes.extend_from_slice(bytes);
                 }
                 OutputFrame::Stderr(bytes) => {
                     let room = COMPLAINTS_MAX.saturating_sub(self.complaints.len());
@@ -156,11 +119,21 @@ impl ArchiveStream {
 
 impl Read for ArchiveStream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.advance().map_err(io::Error::other)?;
-        let count = buffer.len().min(self.left.len());
-        let start = self.left.start;
-        buffer[..count].copy_from_slice(&self.frame[start..start + count]);
-        self.left.start += count;
+        let (runtime, token) = (self.runtime.clone(), self.cancel.token());
+        let advanced = runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = token.cancelled() => Err(CommitError::Cancelled),
+                advanced = tokio::time::timeout(SILENCE_MAX, self.advance()) => {
+                    advanced.unwrap_or(Err(CommitError::Silent))
+                }
+            }
+        });
+        advanced.map_err(io::Error::other)?;
+        let left = &self.bytes[self.read..];
+        let count = buffer.len().min(left.len());
+        buffer[..count].copy_from_slice(&left[..count]);
+        self.read += count;
         Ok(count)
     }
 }

@@ -44,8 +44,9 @@ fn made(frames: &[OutputFrame<'_>]) -> (tempfile::TempDir, ImageStore, Result<Im
     let (mut guest, host) = UnixStream::pair().unwrap();
     let bytes: Vec<u8> = frames.iter().flat_map(|message| frame::encode(message, GUEST_FRAME_MAX).unwrap()).collect();
     let sender = std::thread::spawn(move || drop(guest.write_all(&bytes)));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let cancel = Cancel::new();
-    let stream = ArchiveStream::new(host.into(), cancel.clone()).unwrap();
+    let stream = ArchiveStream::new(host.into(), runtime.handle().clone(), cancel.clone()).unwrap();
     let result = commit(&store, &plan(), stream, &cancel, &Reporter::silent(Stage::ImagePull));
     sender.join().unwrap();
     (directory, store, result)
@@ -127,9 +128,10 @@ fn nobody_waiting_ends_it_though_the_guest_is_silent() {
     let directory = tempfile::tempdir().unwrap();
     let store = ImageStore::new(directory.path());
     let (_guest, host) = UnixStream::pair().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let cancel = Cancel::new();
     cancel.cancel();
-    let stream = ArchiveStream::new(host.into(), cancel.clone()).unwrap();
+    let stream = ArchiveStream::new(host.into(), runtime.handle().clone(), cancel.clone()).unwrap();
     let result = commit(&store, &plan(), stream, &cancel, &Reporter::silent(Stage::ImagePull));
     assert!(matches!(result, Err(ImageError::Cancelled)), "{result:?}");
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);

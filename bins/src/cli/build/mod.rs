@@ -17,7 +17,7 @@ use super::{artifacts, vm_run};
 use containerfile::{Action, Recipe, Step};
 use context::Marks;
 use messages::error::{ErrorKind, WireError};
-use messages::guest::{AgentTool, ArgBytes, ExecCommand, ExecSpec, ExitStatus, OnDisconnect};
+use messages::guest::{AgentTool, ArgBytes, ExecCommand, ExecSpec, ExitStatus};
 use messages::ids::{ImageName, Reference, VmId, VmRef};
 use messages::image::ImageConfig;
 use messages::reply::Reply;
@@ -168,15 +168,7 @@ async fn base_config(client: &Client, from: &Reference) -> Result<ImageConfig, F
 }
 
 fn exec(command: ExecCommand, stdin: bool) -> ExecSpec {
-    ExecSpec {
-        command,
-        env: Vec::new(),
-        workdir: None,
-        user: None,
-        terminal: None,
-        stdin,
-        on_disconnect: OnDisconnect::Kill,
-    }
+    ExecSpec { stdin, ..ExecSpec::new(command) }
 }
 
 /// Where in the Containerfile it went wrong.

@@ -1,14 +1,13 @@
 //! What a pull cannot do without: fetching the layers, hashing and decompressing them, writing as many bytes to a disk. All
 //! layers at once, nothing kept in between.
 
-use super::BENCH_PORT;
+use super::ask;
 use crate::case::{Stop, check, failed};
 use flate2::read::MultiGzDecoder;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -66,10 +65,7 @@ fn layer(digest: &str, file: &File, mut at: u64) -> Result<(), Stop> {
 
 /// The body of an answer.
 fn get(what: &str) -> Result<impl Read + use<>, Stop> {
-    let mut stream = TcpStream::connect(("127.0.0.1", BENCH_PORT))?;
-    let accept = "application/vnd.oci.image.manifest.v1+json";
-    write!(stream, "GET /v2/big/{what} HTTP/1.1\r\nhost: localhost\r\naccept: {accept}\r\nconnection: close\r\n\r\n")?;
-    let mut body = BufReader::with_capacity(CHUNK, stream);
+    let mut body = BufReader::with_capacity(CHUNK, ask("GET", what)?);
     let mut length = None;
     let mut line = String::new();
     loop {
