@@ -221,14 +221,14 @@ struct Spawned {
     limits: LaunchLimits,
     guard: Guard,
     /// Says when something appears in the VM's directory. `None`: this host has no watches left.
-    arrivals: Option<WatchedFd>,
+    arrivals: Option<Arrivals>,
 }
 
 impl Spawned {
     async fn new(config: VmmConfig, limits: LaunchLimits) -> Result<Self, Cause> {
         let files = &config.files;
         fresh_console(files).map_err(Cause::Console)?;
-        let arrivals = watch(files.dir());
+        let arrivals = Arrivals::watch(files.dir());
         let mut arguments: Vec<OsString> = vec!["--api-sock".into(), files.api_socket().into()];
         arguments.extend(["--id", &files.vm().to_string(), "--level", "Warning"].map(OsString::from));
         let process = process::spawn(files, &config.binary, arguments).await?;
@@ -260,10 +260,37 @@ fn fresh_console(files: &VmFiles) -> io::Result<()> {
     OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(files.console()).map(drop)
 }
 
-fn watch(dir: &Path) -> Option<WatchedFd> {
-    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok()?;
-    inotify.add_watch(dir, AddWatchFlags::IN_CREATE).ok()?;
-    WatchedFd::new(OwnedFd::from(inotify)).ok()
+/// Says when something appears in a directory.
+#[derive(Debug)]
+struct Arrivals(Option<WatchedFd>);
+
+impl Arrivals {
+    fn watch(dir: &Path) -> Option<Self> {
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok()?;
+        inotify.add_watch(dir, AddWatchFlags::IN_CREATE).ok()?;
+        WatchedFd::new(OwnedFd::from(inotify)).ok().map(|watched| Self(Some(watched)))
+    }
+
+    /// Waits for something to appear, and forgets what it was: a look at the socket tells.
+    async fn next(&self) {
+        let Some(watched) = &self.0 else { return };
+        let mut events = [0; 4096];
+        let read = |fd: &OwnedFd| Ok(nix::unistd::read(fd, &mut events)?);
+        if let Err(error) = watched.async_io(Interest::READABLE, read).await {
+            tracing::debug!(%error, "cannot watch for the VMM's socket");
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+impl Drop for Arrivals {
+    /// The kernel closes an inotify descriptor once nobody can be looking at its marks any more (`synchronize_srcu`), which takes
+    /// 5 to 20 ms: not on a thread that others wait for.
+    fn drop(&mut self) {
+        if let (Some(watched), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn_blocking(|| drop(watched));
+        }
+    }
 }
 
 /// How often a socket that is bound is tried at once: `listen` follows within microseconds, and a timer's least is a millisecond.
@@ -272,7 +299,7 @@ const LOOKS: u32 = 100;
 /// Connects as soon as the VMM listens: woken by the socket's appearance, then often, for `bind` comes before `listen`.
 async fn reach(
     socket: &Path,
-    arrivals: Option<WatchedFd>,
+    arrivals: Option<Arrivals>,
     process: &Process,
     limit: Duration,
 ) -> Result<UnixStream, Cause> {
@@ -288,7 +315,7 @@ async fn reach(
         let look = looks;
         let sign = async {
             match &arrivals {
-                Some(arrivals) if !bound => arrival(arrivals).await,
+                Some(arrivals) if !bound => arrivals.next().await,
                 _ if look < LOOKS => tokio::task::yield_now().await,
                 _ => sleep(Duration::from_millis(1)).await,
             }
@@ -298,16 +325,6 @@ async fn reach(
             exit = process.wait() => return Err(Cause::Died(exit)),
             outcome = timeout_at(deadline, sign) => outcome.map_err(|_| Cause::NeverListened(limit))?,
         }
-    }
-}
-
-/// Waits for something to appear, and forgets what it was: a look at the socket tells.
-async fn arrival(arrivals: &WatchedFd) {
-    let mut events = [0; 4096];
-    let read = |fd: &OwnedFd| Ok(nix::unistd::read(fd, &mut events)?);
-    if let Err(error) = arrivals.async_io(Interest::READABLE, read).await {
-        tracing::debug!(%error, "cannot watch for the VMM's socket");
-        sleep(Duration::from_millis(1)).await;
     }
 }
 
