@@ -41,7 +41,7 @@ impl actix::Handler<List> for Registry {
         guard(ctx, |_| {
             self.sweep();
             let mut views: Vec<_> = self.vms.values().map(|entry| self.with_names(entry.view())).collect();
-            views.sort_by_key(|view| (view.created_at_ms, view.id));
+            views.sort_unstable_by_key(|view| (view.created_at_ms, view.id));
             Ok(views)
         })
     }

@@ -56,10 +56,14 @@ pub(super) fn timestamp(unix_ms: u64) -> String {
         .map_or_else(|| "unknown".to_owned(), |time| humantime::format_rfc3339_seconds(time).to_string())
 }
 
+/// The time since the Unix epoch.
+pub(super) fn now() -> Duration {
+    std::time::UNIX_EPOCH.elapsed().unwrap_or_default()
+}
+
 /// How long ago that was; a clock that ran backwards is no time at all.
 pub(super) fn since(unix_ms: u64) -> Duration {
-    let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
-    now.saturating_sub(Duration::from_millis(unix_ms))
+    now().saturating_sub(Duration::from_millis(unix_ms))
 }
 
 #[cfg(test)]

@@ -9,11 +9,11 @@ const GAP: &str = "  ";
 const NARROWEST: usize = 8;
 
 /// Lays out rows under their headings. Cuts the widest columns until a line fits `width`; cuts nothing where there is none.
-pub(super) fn render(headings: &[&str], rows: &[Vec<String>], width: Option<usize>) -> String {
+pub(super) fn render<C: AsRef<str>>(headings: &[&str], rows: &[impl AsRef<[C]>], width: Option<usize>) -> String {
     let mut widths: Vec<usize> = headings.iter().map(|heading| heading.len()).collect();
     for row in rows {
-        for (widest, cell) in widths.iter_mut().zip(row) {
-            *widest = (*widest).max(measure(cell));
+        for (widest, cell) in widths.iter_mut().zip(row.as_ref()) {
+            *widest = (*widest).max(measure(cell.as_ref()));
         }
     }
     if let Some(width) = width {
@@ -22,7 +22,7 @@ pub(super) fn render(headings: &[&str], rows: &[Vec<String>], width: Option<usiz
     let mut text = String::with_capacity((rows.len() + 1) * widths.iter().map(|w| w + GAP.len()).sum::<usize>());
     line(&mut text, headings.iter().copied(), &widths);
     for row in rows {
-        line(&mut text, row.iter().map(String::as_str), &widths);
+        line(&mut text, row.as_ref().iter().map(AsRef::as_ref), &widths);
     }
     text
 }

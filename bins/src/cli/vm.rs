@@ -9,6 +9,7 @@ use messages::ids::VmRef;
 use messages::reply::{Reply, VmOutcome};
 use messages::request::{Force, RequestBody};
 use messages::vm::{Lifetime, NetworkMode, Provenance, RestartPolicy, VmSpec, VmState, VmView};
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -142,7 +143,8 @@ async fn list(client: &Client, args: &ListArgs) -> Outcome {
         let why = if args.filters.is_empty() { "no VMs: `banger vm run` makes one" } else { "no VM matches" };
         client.output.remark(why);
     } else {
-        let rows: Vec<Vec<String>> = wanted.iter().map(|view| row(view)).collect();
+        let now = human::now();
+        let rows: Vec<_> = wanted.iter().map(|view| row(view, now)).collect();
         let headings = ["NAME", "ID", "STATE", "IMAGE", "VCPU", "MEMORY", "DISK", "ADDRESS", "AGE"];
         client.output.data(&table::render(&headings, &rows, table::terminal_width()))?;
     }
@@ -159,24 +161,24 @@ fn matches(view: &VmView, filter: &VmFilter) -> bool {
     }
 }
 
-fn row(view: &VmView) -> Vec<String> {
-    vec![
-        view.name.to_string(),
-        view.id.to_string(),
-        state(view),
-        view.image.to_string(),
-        view.size.vcpus.to_string(),
-        human::size(u64::from(view.size.memory_mib) << 20),
-        human::size(view.size.disk_bytes),
-        view.address.map_or_else(|| "-".to_owned(), |address| address.to_string()),
-        human::age(human::since(view.created_at_ms)),
+fn row(view: &VmView, now: Duration) -> [Cow<'_, str>; 9] {
+    [
+        view.name.as_str().into(),
+        view.id.to_string().into(),
+        state(view).into(),
+        view.image.as_str().into(),
+        view.size.vcpus.to_string().into(),
+        human::size(u64::from(view.size.memory_mib) << 20).into(),
+        human::size(view.size.disk_bytes).into(),
+        view.address.map_or_else(|| "-".into(), |address| address.to_string().into()),
+        human::age(now.saturating_sub(Duration::from_millis(view.created_at_ms))).into(),
     ]
 }
 
-fn state(view: &VmView) -> String {
+fn state(view: &VmView) -> &'static str {
     match (view.state, view.readiness) {
-        (VmState::Running, None) => "running (booting)".to_owned(),
-        (state, _) => state.as_str().to_owned(),
+        (VmState::Running, None) => "running (booting)",
+        (state, _) => state.as_str(),
     }
 }
 
