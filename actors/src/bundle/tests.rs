@@ -18,8 +18,9 @@ fn file_system(directory: &Path) -> PathBuf {
     let mut tree = Tree::create(directory).unwrap();
     let noise: Vec<u8> = (0_u32..50_000).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     tree.file(b"noise", Meta::root(0o644), &mut noise.as_slice()).unwrap();
+    tree.file(b"zeros", Meta::root(0o644), &mut [0; 1 << 20].as_slice()).unwrap();
     let path = directory.join("fs");
-    build(&tree, &path, Label("test")).unwrap();
+    build(tree, &path, Label("test")).unwrap();
     path
 }
 

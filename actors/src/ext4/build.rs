@@ -1,23 +1,10 @@
-//! Turns a [`Tree`] into an ext4 file that is just large enough: it is only ever mounted read-only.
+//! Turns a [`Tree`], whose contents lie in their image already, into an ext4 file that is only ever mounted read-only.
 
 use super::tree::{Kind, Node, Special};
+use super::writer::{self, BLOCK, Builder, DATA_START, Handle, Options, Run, WriterError};
 use super::{Ext4Error, Meta, Tree};
-use mkext4::sink::{FileSink, RegionSink};
-use mkext4::{FsBuilder, InodeCount, InodeHandle, Layout, Options, ROOT, SpecialKind};
-use std::io;
 use std::path::Path;
 use uuid::Uuid;
-
-const BLOCK: u64 = 4096;
-/// The smallest journal that the kernel takes, in blocks (`JBD2_MIN_JOURNAL_BLOCKS`, linux/jbd2.h). It is never written, and a
-/// hole in the file; mkext4 cannot leave it out.
-const JOURNAL_BLOCKS: u32 = 1024;
-/// Times in the superblock. Fixed, so that equal trees give equal files.
-const EPOCH: i64 = 1_700_000_000;
-/// Below this mkext4 finds no room for a journal, in bytes.
-const SIZE_MIN: u64 = 32 << 20;
-/// How often a layout that came out too small is tried again, each time 1/8 larger.
-const ATTEMPTS: u32 = 6;
 
 /// What was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,35 +19,58 @@ pub struct Built {
 #[derive(Debug, Clone, Copy)]
 pub struct Label(pub &'static str);
 
-/// Writes the file system. Where it fails, what is at `path` is worthless.
+/// Writes the file system to `path`, on the file system that the tree's contents are on. Where it fails, nothing is there.
 ///
 /// # Errors
 /// When the tree cannot be laid out or the file not be written.
-pub fn build(tree: &Tree, path: &Path, label: Label) -> Result<Built, Ext4Error> {
-    build_as(tree, path, label, &tree.digest())
+pub fn build(tree: Tree, path: &Path, label: Label) -> Result<Built, Ext4Error> {
+    let digest = tree.digest();
+    build_as(tree, path, label, &digest)
 }
 
 /// The same, of a tree whose contents somebody else's digest stands for already.
 ///
 /// # Errors
 /// As [`build`].
-pub fn build_as(tree: &Tree, path: &Path, label: Label, digest: &[u8; 32]) -> Result<Built, Ext4Error> {
-    check_lost_found(tree)?;
+pub fn build_as(mut tree: Tree, path: &Path, label: Label, digest: &[u8; 32]) -> Result<Built, Ext4Error> {
+    check_lost_found(&tree)?;
+    tree.complete()?;
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&digest[..16]);
     let uuid = uuid::Builder::from_custom_bytes(bytes).into_uuid();
-    let (layout, files) = lay_out(tree, uuid, label)?;
-    let size_bytes = layout.image_len();
-    let mut sink = FileSink::create(path, size_bytes).map_err(|source| Ext4Error::write(path, source))?;
-    write(tree, &layout, &files, &mut sink).map_err(|error| match error {
-        mkext4::Error::Io(source) => Ext4Error::write(path, source),
+    let failed = |error: WriterError| match error {
+        WriterError::Write(source) => Ext4Error::write(path, source),
         other => Ext4Error::Layout(other),
-    })?;
+    };
+    let (builder, used) = declare(&tree, uuid, label).map_err(failed)?;
+    let image = tree.image();
+    let end = image.end();
+    give_back(&tree, used, end);
+    let too_much = |_| WriterError::TooMuch { what: "blocks", limit: u32::MAX.into() };
+    let data_end = u32::try_from(end / BLOCK).map_err(too_much).map_err(failed)?;
+    let size_bytes = builder.finish(image.file(), data_end).map_err(failed)?;
+    image.keep(path).map_err(|source| Ext4Error::write(path, source))?;
     Ok(Built { uuid, size_bytes })
 }
 
-/// Every ext4 file system has this directory, and e2fsck puts into it what it finds. mkext4 makes it.
-const LOST_FOUND: &str = "lost+found";
+/// Contents of files that were replaced or taken away afterwards lie between those of the others.
+fn give_back(tree: &Tree, mut used: Vec<Run>, end: u64) {
+    used.sort_unstable_by_key(|run| run.start);
+    let mut at = u64::from(DATA_START) * BLOCK;
+    for run in used {
+        let start = u64::from(run.start) * BLOCK;
+        if start > at {
+            tree.image().punch(at, start);
+        }
+        at = start + u64::from(run.blocks) * BLOCK;
+    }
+    if end > at {
+        tree.image().punch(at, end);
+    }
+}
+
+/// Every ext4 file system has this directory, and e2fsck puts into it what it finds. The writer makes it.
+const LOST_FOUND: &[u8] = b"lost+found";
 
 /// One that was copied from another ext4 file system is empty, and the same as ours.
 fn check_lost_found(tree: &Tree) -> Result<(), Ext4Error> {
@@ -70,75 +80,25 @@ fn check_lost_found(tree: &Tree) -> Result<(), Ext4Error> {
         None => Ok(()),
         Some(Kind::Directory(children)) if children.is_empty() => Ok(()),
         Some(_) => Err(Ext4Error::Kind {
-            path: LOST_FOUND.to_owned(),
+            path: "lost+found".to_owned(),
             kind: "ext4 keeps an empty directory of its own there".to_owned(),
         }),
     }
 }
 
-/// Nodes of files with the handles they were given, in the order of the spool.
-type Files = Vec<(usize, InodeHandle)>;
-
-fn lay_out(tree: &Tree, uuid: Uuid, label: Label) -> Result<(Layout, Files), Ext4Error> {
-    let mut size = estimate(tree);
-    for attempt in 1.. {
-        let (builder, files) = declare(tree, uuid, label, size).map_err(Ext4Error::Layout)?;
-        match builder.seal() {
-            Ok(layout) => return Ok((layout, files)),
-            // "too small" has no variant of its own; anything else fails the last attempt too.
-            Err(mkext4::Error::Invalid(_)) if attempt < ATTEMPTS => size = (size + size / 8).next_multiple_of(BLOCK),
-            Err(error) => return Err(Ext4Error::Layout(error)),
-        }
-    }
-    unreachable!("the last attempt returns")
-}
-
-/// A little more than what the tree takes: 1/64 for extent trees, index blocks and the like.
-fn estimate(tree: &Tree) -> u64 {
-    let mut blocks = u64::from(JOURNAL_BLOCKS) + 64;
-    // Under each name: a hard link counts twice, which is rare and harmless; what was replaced does not count.
-    tree.walk(|_, node| {
-        blocks += match &node.kind {
-            // An entry takes at most 8 + 255 bytes, rounded up to 4 (ext4_dir_entry_2).
-            Kind::Directory(children) => {
-                1 + children.keys().map(|name| (name.len() as u64 + 11) & !3).sum::<u64>() * 3 / 2 / BLOCK
-            }
-            Kind::File(spooled) => spooled.length.div_ceil(BLOCK),
-            // Up to 59 bytes live in the inode.
-            Kind::Symlink(target) => u64::from(target.len() > 59),
-            Kind::Special(_) => 0,
-        };
-        blocks += u64::from(!node.attributes.is_empty());
-    });
-    blocks += u64::from(inodes(tree)) / 16;
-    let size = (blocks + blocks / 64) * BLOCK;
-    // Two bitmaps, and at worst a superblock copy with descriptors, for each group of 128 MiB.
-    let groups = size.div_ceil(128 << 20);
-    (size + groups * 8 * BLOCK).max(SIZE_MIN)
-}
-
-fn inodes(tree: &Tree) -> u32 {
-    // Eleven are reserved (ext4's `s_first_ino`); groups round up by themselves.
-    u32::try_from(tree.entries()).expect("NODES_MAX fits u32") + 32
-}
-
-fn declare(tree: &Tree, uuid: Uuid, label: Label, size: u64) -> mkext4::Result<(FsBuilder, Files)> {
-    let mut options = Options::new(size, *uuid.as_bytes(), EPOCH);
-    options.label = Some(label.0.to_owned());
-    options.inodes = InodeCount::Exact(inodes(tree));
-    options.reserved_percent = 0;
-    options.journal_blocks = Some(JOURNAL_BLOCKS);
-    let mut builder = FsBuilder::new(options)?;
+/// Tells the writer of everything, and says where contents are.
+fn declare(tree: &Tree, uuid: Uuid, label: Label) -> Result<(Builder, Vec<Run>), WriterError> {
+    let mut builder = Builder::new(Options { uuid, label: label.0 })?;
     let nodes = tree.nodes();
-    let mut handles: Vec<Option<InodeHandle>> = vec![None; nodes.len()];
-    handles[0] = Some(ROOT);
-    builder.set_meta(ROOT, converted(&nodes[0].meta))?;
-    attributes(&mut builder, ROOT, &nodes[0])?;
+    let root = builder.root();
+    let mut handles: Vec<Option<Handle>> = vec![None; nodes.len()];
+    handles[0] = Some(root);
+    builder.set_meta(root, converted(&nodes[0].meta));
+    attributes(&mut builder, root, &nodes[0])?;
 
-    // Directories first, then the rest in the order of the spool: then the file is written from front to back while the spool
-    // is read from front to back.
+    // Directories first, then the rest in the order in which its contents lie.
     let mut leaves = Vec::new();
-    let mut stack = vec![(ROOT, 0)];
+    let mut stack = vec![(root, 0)];
     while let Some((parent, index)) = stack.pop() {
         let Kind::Directory(children) = &nodes[index].kind else { continue };
         for (name, child) in children {
@@ -157,73 +117,56 @@ fn declare(tree: &Tree, uuid: Uuid, label: Label, size: u64) -> mkext4::Result<(
         }
     }
     leaves.sort_by_key(|(index, _, _)| *index);
-    let mut files = Vec::new();
+    let mut used = Vec::new();
     for (index, parent, name) in leaves {
         if let Some(first) = handles[index] {
-            builder.hardlink(parent, name, first)?;
+            builder.hard_link(parent, name, first)?;
             continue;
         }
         let node = &nodes[index];
-        let handle = leaf(&mut builder, parent, name, node)?;
+        let meta = converted(&node.meta);
+        let handle = match &node.kind {
+            Kind::Directory(_) => unreachable!("directories are no leaves"),
+            Kind::File(spooled) => {
+                let run = run(tree.place(spooled), spooled.length)?;
+                used.extend(run);
+                builder.file(parent, name, meta, spooled.length, run.as_slice())?
+            }
+            Kind::Symlink(target) => builder.symlink(parent, name, meta, target)?,
+            Kind::Special(special) => builder.special(parent, name, meta, converted_special(*special))?,
+        };
         attributes(&mut builder, handle, node)?;
         handles[index] = Some(handle);
-        if matches!(&node.kind, Kind::File(spooled) if spooled.length > 0) {
-            files.push((index, handle));
-        }
     }
-    Ok((builder, files))
+    Ok((builder, used))
 }
 
-fn leaf(builder: &mut FsBuilder, parent: InodeHandle, name: &str, node: &Node) -> mkext4::Result<InodeHandle> {
-    let meta = converted(&node.meta);
-    match &node.kind {
-        Kind::Directory(_) => builder.mkdir(parent, name, meta),
-        Kind::File(spooled) => builder.file(parent, name, meta, spooled.length),
-        Kind::Symlink(target) => builder.symlink(parent, name, target, meta),
-        Kind::Special(special) => {
-            let kind = match *special {
-                Special::Char { major, minor } => SpecialKind::Char { major, minor },
-                Special::Block { major, minor } => SpecialKind::Block { major, minor },
-                Special::Fifo => SpecialKind::Fifo,
-            };
-            builder.mknod(parent, name, meta, kind)
-        }
+/// The blocks of contents of this length, where there are any.
+fn run(place: u64, length: u64) -> Result<Option<Run>, WriterError> {
+    let too_much = |_| WriterError::TooMuch { what: "blocks", limit: u32::MAX.into() };
+    let start = u32::try_from(place / BLOCK).map_err(too_much)?;
+    u32::try_from(length.div_ceil(BLOCK)).map_err(too_much)?;
+    Ok((length > 0).then(|| Run::whole(start, length)))
+}
+
+fn attributes(builder: &mut Builder, handle: Handle, node: &Node) -> Result<(), WriterError> {
+    node.attributes.iter().try_for_each(|(name, value)| builder.attribute(handle, name, value))
+}
+
+const fn converted(meta: &Meta) -> writer::Meta {
+    writer::Meta { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime }
+}
+
+const fn converted_special(special: Special) -> writer::Special {
+    match special {
+        Special::Char { major, minor } => writer::Special::Char { major, minor },
+        Special::Block { major, minor } => writer::Special::Block { major, minor },
+        Special::Fifo => writer::Special::Fifo,
     }
-}
-
-fn attributes(builder: &mut FsBuilder, handle: InodeHandle, node: &Node) -> mkext4::Result<()> {
-    node.attributes.iter().try_for_each(|(name, value)| builder.set_xattr(handle, name, value))
-}
-
-fn converted(meta: &Meta) -> mkext4::Meta {
-    mkext4::Meta::new(meta.mode, meta.uid, meta.gid, meta.mtime)
-}
-
-fn write(tree: &Tree, layout: &Layout, files: &Files, sink: &mut FileSink) -> mkext4::Result<()> {
-    let mut writer = layout.writer(Sparse(sink))?;
-    for (index, handle) in files {
-        if let Kind::File(spooled) = &tree.nodes()[*index].kind {
-            writer.fill(*handle, &mut tree.reader(spooled))?;
-        }
-    }
-    writer.finish().map(drop)
 }
 
 /// By comparison with zeros, which is memcmp's work: a loop over bytes would be the slowest part of a pull.
 pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     const ZEROS: [u8; 4096] = [0; 4096];
     bytes.chunks(ZEROS.len()).all(|chunk| ZEROS.starts_with(chunk))
-}
-
-/// Leaves blocks of zeros out: the file is one long hole at first.
-struct Sparse<'a>(&'a mut FileSink);
-
-impl RegionSink for Sparse<'_> {
-    fn data(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        if is_zero(bytes) { self.0.zeros(offset, bytes.len() as u64) } else { self.0.data(offset, bytes) }
-    }
-
-    fn zeros(&mut self, offset: u64, len: u64) -> io::Result<()> {
-        self.0.zeros(offset, len)
-    }
 }

@@ -9,10 +9,11 @@ use super::build::{Label, build_as};
 use super::layer::{Layer, What};
 use super::model::{Fault, Item, Kind, Model, View};
 use super::tree::Kind as NodeKind;
-use super::{Ext4Error, Tree};
+use super::{Ext4Error, Hashes, ImageFile, Spool, Tree};
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Stacks that are compared.
 const STACKS: u64 = 2500;
@@ -240,14 +241,15 @@ fn stack(number: u64) -> Vec<(Vec<Item>, Vec<u8>)> {
 }
 
 fn read(stack: &[(Vec<Item>, Vec<u8>)], directory: &Path) -> Result<Tree, Ext4Error> {
-    let mut tree = Tree::layered();
-    for (_, archive) in stack {
-        tree.add_layer(Layer::read(archive.as_slice(), directory)?)?;
+    let image = Arc::new(ImageFile::create(directory)?);
+    let mut tree = Tree::layered(Arc::clone(&image));
+    for (number, (_, archive)) in stack.iter().enumerate() {
+        tree.add_layer(Layer::read(archive.as_slice(), Spool::new(&image, number, Hashes::Left))?)?;
     }
     Ok(tree)
 }
 
-fn views(tree: &Tree) -> BTreeMap<String, View> {
+fn views(tree: &Tree) -> BTreeMap<Vec<u8>, View> {
     let mut found = BTreeMap::new();
     tree.walk(|path, node| {
         found.insert(path.to_owned(), std::ptr::from_ref(node));
@@ -264,7 +266,7 @@ fn views(tree: &Tree) -> BTreeMap<String, View> {
                 tree.reader(spooled).read_to_end(&mut contents).unwrap();
                 "file".to_owned()
             }
-            NodeKind::Symlink(target) => format!("link {target}"),
+            NodeKind::Symlink(target) => format!("link {}", target.escape_ascii()),
             NodeKind::Special(super::tree::Special::Fifo) => "fifo".to_owned(),
             NodeKind::Special(super::tree::Special::Char { major, minor }) => format!("char {major}:{minor}"),
             NodeKind::Special(other) => format!("{other:?}"),
@@ -294,13 +296,13 @@ fn every_stack_of_layers_is_what_the_model_makes_of_it() {
             (Ok(tree), Ok(())) => {
                 made += 1;
                 let (views, expected) = (views(&tree), model.views());
-                let names = |views: &BTreeMap<String, View>| views.keys().cloned().collect::<Vec<_>>();
+                let names = |views: &BTreeMap<Vec<u8>, View>| views.keys().cloned().collect::<Vec<_>>();
                 assert_eq!(names(&views), names(&expected), "stack {number}: {:#?}", items());
                 for (path, view) in &views {
-                    assert_eq!(view, &expected[path], "stack {number}, `{path}`: {:#?}", items());
+                    assert_eq!(view, &expected[path], "stack {number}, `{}`: {:#?}", path.escape_ascii(), items());
                 }
                 if number % 100 == 0 {
-                    assert_buildable(&tree, directory.path(), number);
+                    assert_buildable(tree, directory.path(), number);
                 }
             }
             (Err(error), Err(fault)) => {
@@ -314,10 +316,10 @@ fn every_stack_of_layers_is_what_the_model_makes_of_it() {
     }
     // The generator is worth something only while both happen often, the refusals for every reason.
     assert!(made > STACKS / 3, "{made} of {STACKS} made a tree; {refused:?}");
-    assert!(refused.len() >= 5 && refused.values().all(|count| *count >= 5), "{refused:?}");
+    assert!(refused.len() >= 4 && refused.values().all(|count| *count >= 5), "{refused:?}");
 }
 
-fn assert_buildable(tree: &Tree, directory: &Path, number: u64) {
+fn assert_buildable(tree: Tree, directory: &Path, number: u64) {
     let file = directory.join("fs.ext4");
     build_as(tree, &file, Label("test"), &[7; 32]).unwrap_or_else(|error| panic!("stack {number}: {error}"));
     super::tests::assert_clean(&file);
@@ -381,10 +383,11 @@ fn no_damage_is_more_than_a_typed_error() {
     let (mut fine, mut refused) = (0, 0);
     for number in 0..DAMAGED {
         let mut random = Random(!number);
-        let mut tree = Tree::layered();
-        let outcome = stack(number).into_iter().try_for_each(|(_, mut archive)| {
+        let image = Arc::new(ImageFile::create(directory.path()).unwrap());
+        let mut tree = Tree::layered(Arc::clone(&image));
+        let outcome = stack(number).into_iter().enumerate().try_for_each(|(number, (_, mut archive))| {
             damage(&mut random, &mut archive);
-            let layer = Layer::read(archive.as_slice(), directory.path())?;
+            let layer = Layer::read(archive.as_slice(), Spool::new(&image, number, Hashes::Left))?;
             // Every entry has a header, and every byte that is kept was in the archive once.
             assert!(layer.entries.len() <= archive.len() / BLOCK, "stack {number}");
             assert!(kept(&layer) <= archive.len(), "stack {number}");
@@ -399,7 +402,7 @@ fn no_damage_is_more_than_a_typed_error() {
             }
         }
         // What was put there until then can be walked and hashed.
-        assert!(tree.entries() >= 1 && tree.digest() != [0; 32]);
+        assert!(tree.digest() != [0; 32]);
     }
     assert!(fine > DAMAGED / 20 && refused > DAMAGED / 4, "{fine} fine, {refused} refused");
 }
@@ -414,7 +417,8 @@ fn holes_that_are_larger_than_any_image_are_refused_before_they_are_read() {
     let archive = [sparse(b"1000000"), sparse(b"274877900000"), sparse(b"9000000000000000000")].concat();
     let started = std::time::Instant::now();
     for archive in [&archive[..], &archive[6 * BLOCK..]] {
-        let error = Layer::read(archive, directory.path()).unwrap_err();
+        let image = Arc::new(ImageFile::create(directory.path()).unwrap());
+        let error = Layer::read(archive, Spool::new(&image, 0, Hashes::Left)).unwrap_err();
         assert!(matches!(error, Ext4Error::TooMuch { what: "bytes", .. } | Ext4Error::Archive(_)), "{error}");
     }
     assert!(started.elapsed() < std::time::Duration::from_secs(5), "holes were read: {:?}", started.elapsed());

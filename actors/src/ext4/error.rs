@@ -1,5 +1,6 @@
 //! What can go wrong when a file system is made.
 
+use super::writer::WriterError;
 use messages::{ErrorKind, WireError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,8 +10,6 @@ use std::path::{Path, PathBuf};
 pub enum Ext4Error {
     #[error("failed to read the archive")]
     Archive(#[source] io::Error),
-    #[error("`{path}` in the archive is not UTF-8, which the ext4 writer cannot store")]
-    NotUtf8 { path: String },
     #[error("`{path}` in the archive is no path below the root")]
     BadPath { path: String },
     #[error("`{path}` in the archive lies below something that is no directory")]
@@ -30,7 +29,7 @@ pub enum Ext4Error {
         source: io::Error,
     },
     #[error("failed to lay out the file system")]
-    Layout(#[source] mkext4::Error),
+    Layout(#[source] WriterError),
     #[error("failed to write `{}`", path.display())]
     Write {
         path: PathBuf,
@@ -80,8 +79,7 @@ impl From<&Ext4Error> for WireError {
             Ext4Error::Archive(_) => ErrorKind::Download,
             Ext4Error::NoSpace { .. } => ErrorKind::Resources,
             Ext4Error::DiskSize { .. } => ErrorKind::Usage,
-            Ext4Error::NotUtf8 { .. }
-            | Ext4Error::BadPath { .. }
+            Ext4Error::BadPath { .. }
             | Ext4Error::ParentNotDirectory { .. }
             | Ext4Error::DanglingLink { .. }
             | Ext4Error::Kind { .. }
@@ -90,6 +88,16 @@ impl From<&Ext4Error> for WireError {
             Ext4Error::Spool { .. } | Ext4Error::Write { .. } | Ext4Error::NoMke2fs | Ext4Error::Tool { .. } => {
                 ErrorKind::Host
             }
+            // What somebody's archive asks for, and ext4 does not have.
+            Ext4Error::Layout(
+                WriterError::Links { .. }
+                | WriterError::Target { .. }
+                | WriterError::Device { .. }
+                | WriterError::Attribute { .. }
+                | WriterError::NoRoom { .. }
+                | WriterError::DirectorySize { .. }
+                | WriterError::TooMuch { .. },
+            ) => ErrorKind::Usage,
             Ext4Error::Layout(_) => ErrorKind::Internal,
         };
         let wire = Self::from_error(kind, error);

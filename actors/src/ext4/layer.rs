@@ -4,12 +4,11 @@
 //! What is special in a layer is in its names: `.wh.NAME` takes NAME of the layers below away, `.wh..wh..opq` everything in its
 //! directory (OCI image specification, layer.md, "Whiteouts").
 
-use super::spool::{Hashes, Spool, Spooled};
+use super::spool::{Spool, Spooled};
 use super::tarball::{Verdict, read_entries};
 use super::tree::Special;
 use super::{Ext4Error, Meta};
 use std::io::Read;
-use std::path::Path;
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -23,7 +22,7 @@ pub struct Entry {
     pub path: Vec<u8>,
     pub meta: Meta,
     pub what: What,
-    pub attributes: Vec<(String, Vec<u8>)>,
+    pub attributes: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// What an entry is.
@@ -45,12 +44,11 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// Reads one; its contents wait on the file system of `directory`.
+    /// Reads one; its contents go into `spool`, which is complete then.
     ///
     /// # Errors
     /// When it is no archive, or holds more than a layer may.
-    pub fn read(reader: impl Read, directory: &Path) -> Result<Self, Ext4Error> {
-        let mut spool = Spool::with(directory, Hashes::Left)?;
+    pub fn read(reader: impl Read, mut spool: Spool) -> Result<Self, Ext4Error> {
         let mut entries = Vec::new();
         let keep = |_: &[u8]| Verdict::Keep;
         read_entries(reader, keep, &mut spool, |entry| {
@@ -60,6 +58,7 @@ impl Layer {
             entries.push(entry);
             Ok(())
         })?;
+        spool.complete()?;
         Ok(Self { entries, spool })
     }
 }

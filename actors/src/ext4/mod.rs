@@ -6,15 +6,19 @@ pub mod build;
 pub mod disk;
 pub mod error;
 pub mod files;
+pub mod image_file;
 pub mod layer;
 pub mod spool;
 pub mod superblock;
 pub mod tarball;
 pub mod tree;
+pub mod writer;
 
 pub(crate) use build::is_zero;
 pub use build::{Built, Label, build, build_as};
 pub use error::Ext4Error;
+pub use image_file::ImageFile;
+pub use spool::{Hashes, Spool};
 pub use superblock::{Superblock, SuperblockError};
 pub use tree::{Meta, Tree};
 

@@ -49,7 +49,6 @@ pub(super) enum Kind {
 /// Which error has to come of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
-    NotUtf8,
     BadPath,
     ParentNotDirectory,
     DanglingLink,
@@ -60,7 +59,6 @@ pub(super) enum Fault {
 impl From<&Ext4Error> for Fault {
     fn from(error: &Ext4Error) -> Self {
         match error {
-            Ext4Error::NotUtf8 { .. } => Self::NotUtf8,
             Ext4Error::BadPath { .. } => Self::BadPath,
             Ext4Error::ParentNotDirectory { .. } => Self::ParentNotDirectory,
             Ext4Error::DanglingLink { .. } => Self::DanglingLink,
@@ -76,26 +74,26 @@ pub(super) struct View {
     pub(super) what: String,
     pub(super) contents: Vec<u8>,
     pub(super) meta: Meta,
-    pub(super) attributes: BTreeMap<String, Vec<u8>>,
-    pub(super) first_name: String,
+    pub(super) attributes: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(super) first_name: Vec<u8>,
 }
 
 #[derive(Debug, Clone)]
 struct Thing {
     what: What,
     meta: Meta,
-    attributes: BTreeMap<String, Vec<u8>>,
+    attributes: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum What {
     Directory,
     File(Vec<u8>),
-    Symlink(String),
+    Symlink(Vec<u8>),
     Other(String),
 }
 
-type Path = Vec<String>;
+type Path = Vec<Vec<u8>>;
 
 /// The files of an image. The root is the empty path.
 #[derive(Debug)]
@@ -148,19 +146,14 @@ impl Model {
             gid: u32::try_from(item.gid).map_err(|_| Fault::Kind)?,
             mtime: item.mtime,
         };
-        let attributes: BTreeMap<String, Vec<u8>> = item
-            .attributes
-            .iter()
-            .map(|(name, value)| (String::from_utf8(name.clone()).expect("seen by `readable`"), value.clone()))
-            .filter(|(name, _)| name != "security.selinux")
-            .collect();
+        let attributes = item.attributes.iter().filter(|(name, _)| name != b"security.selinux").cloned().collect();
         let what = match &item.what {
             Kind::Link(target) => return self.link(path, target),
             Kind::Directory => What::Directory,
             Kind::File(contents) if contents.is_empty() && called_directory => What::Directory,
             Kind::File(contents) => What::File(contents.clone()),
             Kind::Symlink(target) if target.len() >= 4096 || target.contains(&0) => return Err(Fault::BadPath),
-            Kind::Symlink(target) => What::Symlink(String::from_utf8(target.clone()).map_err(|_| Fault::NotUtf8)?),
+            Kind::Symlink(target) => What::Symlink(target.clone()),
             Kind::Fifo => What::Other("fifo".to_owned()),
             Kind::Char(major, minor) => What::Other(format!("char {major}:{minor}")),
             Kind::Unknown(_) => return Err(Fault::Kind),
@@ -242,7 +235,7 @@ impl Model {
         let place = match self.lead(&components) {
             Leads::To(place) => place,
             Leads::Against => return Err(Fault::ParentNotDirectory),
-            Leads::Nowhere { missing, .. } if missing.iter().any(|name| name == ".." || name.len() > 255) => {
+            Leads::Nowhere { missing, .. } if missing.iter().any(|name| name == b".." || name.len() > 255) => {
                 return Err(Fault::BadPath);
             }
             Leads::Nowhere { so_far, missing } => {
@@ -262,12 +255,12 @@ impl Model {
     }
 
     /// Rewrites a path until no link is left in it.
-    fn lead(&self, components: &[String]) -> Leads {
+    fn lead(&self, components: &[Vec<u8>]) -> Leads {
         let (mut place, mut links) = (Path::new(), 0);
         let mut ahead: Path = components.to_vec();
         while !ahead.is_empty() {
             let name = ahead.remove(0);
-            if name == ".." {
+            if name == b".." {
                 place.pop();
                 continue;
             }
@@ -277,11 +270,11 @@ impl Model {
                 Some(What::Symlink(target)) if links < 40 => {
                     links += 1;
                     place.pop();
-                    if target.starts_with('/') {
+                    if target.starts_with(b"/") {
                         place.clear();
                     }
-                    let way = target.split('/').filter(|part| !matches!(*part, "" | "."));
-                    ahead = way.map(str::to_owned).chain(ahead).collect();
+                    let way = target.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
+                    ahead = way.map(<[u8]>::to_vec).chain(ahead).collect();
                 }
                 Some(_) => return Leads::Against,
                 None => {
@@ -293,18 +286,18 @@ impl Model {
         Leads::To(place)
     }
 
-    pub(super) fn views(&self) -> BTreeMap<String, View> {
-        let mut first_names: BTreeMap<usize, String> = BTreeMap::new();
-        let mut views: BTreeMap<String, View> = BTreeMap::new();
-        let by_name: BTreeMap<String, usize> =
-            self.names.iter().map(|(path, (thing, _))| (path.join("/"), *thing)).collect();
+    pub(super) fn views(&self) -> BTreeMap<Vec<u8>, View> {
+        let mut first_names: BTreeMap<usize, Vec<u8>> = BTreeMap::new();
+        let mut views: BTreeMap<Vec<u8>, View> = BTreeMap::new();
+        let by_name: BTreeMap<Vec<u8>, usize> =
+            self.names.iter().map(|(path, (thing, _))| (path.join(&b'/'), *thing)).collect();
         for (path, index) in by_name {
             let thing = &self.things[index];
             let first_name = first_names.entry(index).or_insert_with(|| path.clone()).clone();
             let (what, contents) = match &thing.what {
                 What::Directory => ("directory".to_owned(), Vec::new()),
                 What::File(contents) => ("file".to_owned(), contents.clone()),
-                What::Symlink(target) => (format!("link {target}"), Vec::new()),
+                What::Symlink(target) => (format!("link {}", target.escape_ascii()), Vec::new()),
                 What::Other(what) => (what.clone(), Vec::new()),
             };
             let attributes = thing.attributes.clone();
@@ -316,9 +309,6 @@ impl Model {
 
 /// What stops an archive before its layer is put anywhere.
 fn readable(item: &Item) -> Result<(), Fault> {
-    if item.attributes.iter().any(|(name, _)| std::str::from_utf8(name).is_err()) {
-        return Err(Fault::NotUtf8);
-    }
     if item.uid > u64::from(u32::MAX) || item.gid > u64::from(u32::MAX) {
         return Err(Fault::Kind);
     }
@@ -340,7 +330,7 @@ fn parts(path: &[u8]) -> Result<Path, Fault> {
             b"" | b"." => {}
             b".." => return Err(Fault::BadPath),
             part if part.len() > 255 || part.contains(&0) => return Err(Fault::BadPath),
-            part => parts.push(String::from_utf8(part.to_vec()).map_err(|_| Fault::NotUtf8)?),
+            part => parts.push(part.to_vec()),
         }
     }
     Ok(parts)

@@ -121,7 +121,7 @@ mod tests {
         let mut tree = Tree::create(directory.path()).unwrap();
         tree.file(b"f", Meta::root(0o644), &mut &b"x"[..]).unwrap();
         let path = directory.path().join("fs");
-        let built = build(&tree, &path, Label("test")).unwrap();
+        let built = build(tree, &path, Label("test")).unwrap();
         let file = File::open(&path).unwrap();
         let superblock = Superblock::read(&file).unwrap();
         assert_eq!((superblock.uuid, superblock.size_bytes), (built.uuid, built.size_bytes));

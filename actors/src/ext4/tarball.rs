@@ -20,7 +20,7 @@ pub enum Verdict {
 }
 
 /// Attributes of the host that mean nothing in an image.
-const HOST_ATTRIBUTES: [&str; 2] = ["security.selinux", "security.ima"];
+const HOST_ATTRIBUTES: [&[u8]; 2] = [b"security.selinux", b"security.ima"];
 
 /// Adds every entry that `judge` keeps; it is given the path without a leading `./`.
 ///
@@ -78,7 +78,7 @@ fn read_entry<R: Read>(
     contents: Contents,
     spool: &mut Spool,
 ) -> Result<Entry, Ext4Error> {
-    let attributes = attributes(&path, &member)?;
+    let attributes = attributes(&member);
     let meta = meta(&path, &member)?;
     let what = match member.header.entry_type() {
         EntryType::Directory => What::Directory,
@@ -137,49 +137,14 @@ fn device(path: &[u8], header: &tar::Header) -> Result<(u32, u32), Ext4Error> {
     Ok((major, minor))
 }
 
-fn attributes(path: &[u8], member: &Member) -> Result<Vec<(String, Vec<u8>)>, Ext4Error> {
-    let mut attributes = Vec::new();
-    for (name, value) in &member.attributes {
-        let name = std::str::from_utf8(name).map_err(|_| Ext4Error::NotUtf8 { path: shown(path) })?;
-        if !HOST_ATTRIBUTES.contains(&name) {
-            attributes.push((name.to_owned(), on_disk(path, name, value)?));
-        }
-    }
-    Ok(attributes)
-}
-
-/// ACLs travel in the form of the system call (linux/posix_acl_xattr.h: u32 version 2, then tag, permissions and id of 2, 2
-/// and 4 bytes); ext4 stores version 1, and the id only of named users and groups (fs/ext4/acl.h).
-fn on_disk(path: &[u8], name: &str, value: &[u8]) -> Result<Vec<u8>, Ext4Error> {
-    if !name.starts_with("system.posix_acl_") {
-        return Ok(value.to_vec());
-    }
-    let bad = || Ext4Error::Attribute { path: shown(path), name: name.to_owned() };
-    let (version, entries) = value.split_first_chunk::<4>().ok_or_else(bad)?;
-    if u32::from_le_bytes(*version) != 2 || !entries.len().is_multiple_of(8) {
-        return Err(bad());
-    }
-    let mut stored = 1_u32.to_le_bytes().to_vec();
-    for entry in entries.chunks_exact(8) {
-        let named = matches!(entry[0], 2 | 8);
-        stored.extend_from_slice(if named { entry } else { &entry[..4] });
-    }
-    Ok(stored)
+fn attributes(member: &Member) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let kept = |(name, _): &&(Vec<u8>, Vec<u8>)| !HOST_ATTRIBUTES.contains(&name.as_slice());
+    member.attributes.iter().filter(kept).cloned().collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn acls_are_stored_in_ext4s_form() {
-        let mut raw = 2_u32.to_le_bytes().to_vec();
-        raw.extend_from_slice(&[1, 0, 6, 0, 0xff, 0xff, 0xff, 0xff]);
-        raw.extend_from_slice(&[2, 0, 4, 0, 0xe8, 3, 0, 0]);
-        let stored = on_disk(b"x", "system.posix_acl_access", &raw).unwrap();
-        assert_eq!(stored, [1, 0, 0, 0, 1, 0, 6, 0, 2, 0, 4, 0, 0xe8, 3, 0, 0]);
-        assert!(on_disk(b"x", "system.posix_acl_access", &raw[..9]).is_err());
-    }
 
     #[test]
     fn a_dot_slash_is_no_part_of_a_path() {

@@ -3,13 +3,15 @@
 #![cfg(test)]
 
 use super::disk::{SIZE_MAX, SIZE_MIN, TEMPLATES_MAX, copy_from, create_disk};
+use super::layer::Layer;
 use super::tarball::{Verdict, read_tar};
-use super::{Built, Ext4Error, Label, Meta, Tree, build};
+use super::{Built, Ext4Error, Hashes, ImageFile, Label, Meta, Spool, Tree, build, build_as};
 use messages::{ErrorKind, WireError};
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 fn tool(program: &str, arguments: &[&str], path: &Path) -> (bool, String) {
@@ -127,7 +129,7 @@ fn tree(directory: &Path, archive: &[u8]) -> Result<Tree, Ext4Error> {
 }
 
 fn built(directory: &Path, name: &str, archive: &[u8]) -> Built {
-    build(&tree(directory, archive).unwrap(), &directory.join(name), Label("test")).unwrap()
+    build(tree(directory, archive).unwrap(), &directory.join(name), Label("test")).unwrap()
 }
 
 #[test]
@@ -137,7 +139,7 @@ fn an_archive_of_oddities_becomes_a_clean_file_system() {
     let path = directory.path().join("fs.ext4");
     assert_clean(&path);
     assert_eq!(fs::metadata(&path).unwrap().len(), made.size_bytes);
-    assert!(fs::metadata(&path).unwrap().blocks() * 512 < 24 << 20, "zeros and the journal are holes");
+    assert!(fs::metadata(&path).unwrap().blocks() * 512 < 24 << 20, "zeros are holes, and there is no journal");
 
     let stat = |what: &str| debugfs(&path, &format!("stat \"{what}\""));
     assert!(debugfs(&path, "show_super_stats -h").contains(&made.uuid.to_string()));
@@ -179,17 +181,61 @@ fn equal_archives_give_equal_files_and_other_ones_others() {
     assert_ne!(built(directory.path(), "three", &archive(b"A")).uuid, one.uuid);
 }
 
+/// Layers side by side: which was faster must not show.
 #[test]
-fn a_large_tree_fits_its_estimate() {
+fn contents_lie_in_the_order_of_their_layers_whoever_was_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let layer = |number: u8| {
+        let mut archive = Archive::new();
+        archive.file(&format!("large-{number}"), &vec![b'a' + number; 3 << 20]);
+        archive.file(&format!("holes-{number}"), &[vec![0; 1 << 20], vec![number + 1; 5000], vec![0; 70_000]].concat());
+        // Replaced by the next layer's.
+        archive.file("common", &vec![number + 101; 100_000 * (usize::from(number) + 1)]);
+        archive.bytes()
+    };
+    let layers = [layer(0), layer(1), layer(2)];
+    let made = |order: [usize; 3], name: &str| {
+        let image = Arc::new(ImageFile::create(directory.path()).unwrap());
+        let mut read: Vec<(usize, Layer)> = order
+            .into_iter()
+            .map(|number| {
+                let spool = Spool::new(&image, number, Hashes::Left);
+                (number, Layer::read(layers[number].as_slice(), spool).unwrap())
+            })
+            .collect();
+        read.sort_by_key(|(number, _)| *number);
+        let mut tree = Tree::layered(image);
+        read.into_iter().for_each(|(_, layer)| tree.add_layer(layer).unwrap());
+        let path = directory.path().join(name);
+        build_as(tree, &path, Label("test"), &[7; 32]).unwrap();
+        assert_clean(&path);
+        path
+    };
+    let first = made([0, 1, 2], "first");
+    let bytes = fs::read(&first).unwrap();
+    for (number, order) in [[2, 1, 0], [1, 0, 2], [2, 0, 1], [0, 2, 1]].into_iter().enumerate() {
+        assert!(fs::read(made(order, &number.to_string())).unwrap() == bytes, "{order:?}");
+    }
+    for number in 0..3_u8 {
+        let letters = char::from(b'a' + number).to_string().repeat(9);
+        assert!(debugfs(&first, &format!("cat /large-{number}")).ends_with(&letters));
+    }
+    assert!(debugfs(&first, "stat /common").contains("Size: 300000"));
+    // Two of the three `common` are nobody's any more.
+    assert!(fs::metadata(&first).unwrap().blocks() * 512 < (9 << 20) + 300_000 + (512 << 10));
+}
+
+#[test]
+fn an_image_is_its_contents_and_a_little() {
     let directory = tempfile::tempdir().unwrap();
     let mut tree = Tree::create(directory.path()).unwrap();
     for index in 0_u32..200 {
         let contents = vec![1; 1 << 20];
         tree.file(format!("f/{index}").as_bytes(), Meta::root(0o644), &mut contents.as_slice()).unwrap();
     }
-    let made = build(&tree, &directory.path().join("fs"), Label("test")).unwrap();
+    let made = build(tree, &directory.path().join("fs"), Label("test")).unwrap();
     assert_clean(&directory.path().join("fs"));
-    assert!(made.size_bytes < 216 << 20, "{} MiB for 200 MiB", made.size_bytes >> 20);
+    assert!(made.size_bytes < 202 << 20, "{} MiB for 200 MiB", made.size_bytes >> 20);
 }
 
 #[test]
@@ -199,7 +245,6 @@ fn what_cannot_be_stored_is_a_typed_error() {
         fill(&mut Tree::create(directory.path()).unwrap()).unwrap_err()
     };
     let file = |path: &'static [u8]| move |tree: &mut Tree| tree.file(path, Meta::root(0o644), &mut std::io::empty());
-    assert!(matches!(refused(&file(b"caf\xe9")), Ext4Error::NotUtf8 { path } if path == "caf\\xe9"));
     assert!(matches!(refused(&file(b"a/../../b")), Ext4Error::BadPath { .. }));
     assert!(matches!(refused(&file(b"a\0b")), Ext4Error::BadPath { .. }));
     assert!(matches!(refused(&|tree| tree.hard_link(b"a", b"b")), Ext4Error::DanglingLink { .. }));
@@ -210,6 +255,27 @@ fn what_cannot_be_stored_is_a_typed_error() {
         }),
         Ext4Error::ParentNotDirectory { .. }
     ));
+}
+
+/// Names are bytes to a kernel.
+#[test]
+fn names_need_not_be_text() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut tree = Tree::create(directory.path()).unwrap();
+    tree.file(b"caf\xe9/\xff\xfe", Meta::root(0o644), &mut &b"latin"[..]).unwrap();
+    tree.symlink(b"link", Meta::root(0o777), b"caf\xe9").unwrap();
+    tree.attribute(b"caf\xe9", b"user.\xf1", vec![1, 2]).unwrap();
+    let path = directory.path().join("fs");
+    build(tree, &path, Label("test")).unwrap();
+    assert_clean(&path);
+    for (request, expected) in
+        [("ls -p /", b"/caf\xe9/".as_slice()), ("ls -p /link/", b"/\xff\xfe/"), ("ea_list <12>", b"75 73 65 72 2e f1")]
+    {
+        let mut debugfs = Command::new("debugfs");
+        let search = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+        let said = debugfs.args(["-R", request]).arg(&path).env("PATH", search).output().unwrap().stdout;
+        assert!(said.windows(expected.len()).any(|part| part == expected), "{request}: {}", said.escape_ascii());
+    }
 }
 
 #[test]
@@ -225,7 +291,7 @@ fn lost_and_found_is_the_file_systems_own() {
     let mut archive = Archive::new();
     archive.file("lost+found/found", b"1");
     let tree = tree(directory.path(), &archive.bytes()).unwrap();
-    let refused = build(&tree, &directory.path().join("other"), Label("test"));
+    let refused = build(tree, &directory.path().join("other"), Label("test"));
     assert!(matches!(refused, Err(Ext4Error::Kind { .. })), "{refused:?}");
 }
 

@@ -1,16 +1,19 @@
-//! A file tree in memory: names, owners, modes, times and attributes; contents wait in a [`Spool`].
+//! A file tree in memory: names, owners, modes, times and attributes; contents lie in an [`ImageFile`]. Names are bytes, as a
+//! kernel's are.
 //!
 //! Paths are looked up component by component, through symbolic links as a kernel would that has this tree for its root:
 //! nothing in an archive can reach outside of it, for there is nothing outside. Later entries replace earlier ones, as tar's
 //! do. The layers of a container image are put on top of one another: each name knows the layer that touched it last.
 
 use super::Ext4Error;
+use super::image_file::ImageFile;
 use super::layer::{Entry, Layer, What, Whiteout, whiteout};
-use super::spool::{Spool, SpoolReader, Spooled};
+use super::spool::{Hashes, Spool, SpoolReader, Spooled};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
 /// More entries than this are an attack or a mistake; the records alone would take a gigabyte.
 pub(super) const NODES_MAX: usize = 4_000_000;
@@ -52,9 +55,9 @@ pub enum Special {
 
 #[derive(Debug)]
 pub(super) enum Kind {
-    Directory(BTreeMap<String, Name>),
+    Directory(BTreeMap<Vec<u8>, Name>),
     File(Spooled),
-    Symlink(String),
+    Symlink(Vec<u8>),
     Special(Special),
 }
 
@@ -70,13 +73,14 @@ pub(super) struct Name {
 pub(super) struct Node {
     pub(super) kind: Kind,
     pub(super) meta: Meta,
-    pub(super) attributes: BTreeMap<String, Vec<u8>>,
+    pub(super) attributes: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 /// The tree. Node 0 is its root.
 #[derive(Debug)]
 pub struct Tree {
     nodes: Vec<Node>,
+    image: Arc<ImageFile>,
     spools: Vec<Spool>,
     layer: u32,
 }
@@ -84,28 +88,30 @@ pub struct Tree {
 /// Where a path's directories lead.
 enum Walk {
     /// The last directory, after those that lead to it, each with the name that it was found under.
-    There { directory: usize, trail: Vec<(usize, String)> },
+    There { directory: usize, trail: Vec<(usize, Vec<u8>)> },
     /// So far, and these are missing.
-    Missing { directory: usize, rest: Vec<String> },
+    Missing { directory: usize, rest: Vec<Vec<u8>> },
     /// Something on the way is no directory, or there is no end of links.
     Blocked,
 }
 
 impl Tree {
-    /// An empty tree whose contents will wait on the file system of `directory`.
+    /// An empty tree whose file system will be made in `directory`.
     ///
     /// # Errors
-    /// When the file system refuses.
+    /// When the file system of that refuses.
     pub fn create(directory: &Path) -> Result<Self, Ext4Error> {
-        Ok(Self { spools: vec![Spool::create(directory)?], ..Self::layered() })
+        let image = Arc::new(ImageFile::create(directory)?);
+        let spool = Spool::new(&image, 0, Hashes::Kept);
+        Ok(Self { spools: vec![spool], ..Self::layered(image) })
     }
 
-    /// An empty tree whose contents come with its layers.
+    /// An empty tree whose contents come with its layers, which have put them into `image`.
     #[must_use]
-    pub fn layered() -> Self {
+    pub fn layered(image: Arc<ImageFile>) -> Self {
         let root =
             Node { kind: Kind::Directory(BTreeMap::new()), meta: Meta::root(0o755), attributes: BTreeMap::new() };
-        Self { nodes: vec![root], spools: Vec::new(), layer: 0 }
+        Self { nodes: vec![root], image, spools: Vec::new(), layer: 0 }
     }
 
     /// Puts a layer on top: entries, whiteouts and opaque directories, in its own order.
@@ -171,7 +177,7 @@ impl Tree {
         Ok(())
     }
 
-    fn prune(&mut self, parent: usize, name: &str) {
+    fn prune(&mut self, parent: usize, name: &[u8]) {
         let Kind::Directory(names) = &self.nodes[parent].kind else { return };
         let Some(found) = names.get(name).copied() else { return };
         if found.layer == self.layer {
@@ -243,8 +249,7 @@ impl Tree {
         if target.len() >= PATH_LENGTH_MAX || target.contains(&0) {
             return Err(Ext4Error::BadPath { path: shown(path) });
         }
-        let target = utf8(target)?.to_owned();
-        self.insert(path, Kind::Symlink(target), meta)
+        self.insert(path, Kind::Symlink(target.to_vec()), meta)
     }
 
     /// Makes a device node or a fifo.
@@ -274,9 +279,9 @@ impl Tree {
     ///
     /// # Errors
     /// When nothing is there.
-    pub fn attribute(&mut self, path: &[u8], name: &str, value: Vec<u8>) -> Result<(), Ext4Error> {
-        let node = self.find(path)?.ok_or_else(|| Ext4Error::Attribute { path: shown(path), name: name.to_owned() })?;
-        self.nodes[node].attributes.insert(name.to_owned(), value);
+    pub fn attribute(&mut self, path: &[u8], name: &[u8], value: Vec<u8>) -> Result<(), Ext4Error> {
+        let node = self.find(path)?.ok_or_else(|| Ext4Error::Attribute { path: shown(path), name: shown(name) })?;
+        self.nodes[node].attributes.insert(name.to_vec(), value);
         Ok(())
     }
 
@@ -308,8 +313,7 @@ impl Tree {
         let Some(node) = self.find(path)? else { return Ok(None) };
         let Kind::File(spooled) = &self.nodes[node].kind else { return Ok(None) };
         let mut bytes = Vec::new();
-        let spool = &self.spools[usize::from(spooled.spool)];
-        spool.reader(spooled).read_to_end(&mut bytes).map_err(|source| spool.failed(source))?;
+        self.reader(spooled).read_to_end(&mut bytes).map_err(|source| self.image.failed(source))?;
         Ok(Some(bytes))
     }
 
@@ -350,7 +354,7 @@ impl Tree {
 
     /// The paths of all regular files, sorted within each directory.
     #[must_use]
-    pub fn files(&self) -> Vec<String> {
+    pub fn files(&self) -> Vec<Vec<u8>> {
         let mut files = Vec::new();
         self.walk(|path, node| {
             if matches!(node.kind, Kind::File(_)) {
@@ -361,22 +365,15 @@ impl Tree {
     }
 
     /// Visits every name below the root; a hard link under each of its names.
-    pub(super) fn walk(&self, mut visit: impl FnMut(&str, &Node)) {
-        let mut stack = vec![(String::new(), 0)];
+    pub(super) fn walk(&self, mut visit: impl FnMut(&[u8], &Node)) {
+        let mut stack = vec![(Vec::new(), 0)];
         while let Some((path, index)) = stack.pop() {
             let node = &self.nodes[index];
             visit(&path, node);
             if let Kind::Directory(children) = &node.kind {
-                let below = |name: &String| if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
-                stack.extend(children.iter().rev().map(|(name, child)| (below(name), child.node)));
+                stack.extend(children.iter().rev().map(|(name, child)| (below(&path, name), child.node)));
             }
         }
-    }
-
-    /// How many entries were added, replaced ones among them.
-    #[must_use]
-    pub fn entries(&self) -> usize {
-        self.nodes.len()
     }
 
     /// Bytes of contents.
@@ -389,30 +386,33 @@ impl Tree {
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
-        let mut stack = vec![(String::new(), 0)];
+        let mut stack = vec![(Vec::new(), 0)];
         while let Some((path, index)) = stack.pop() {
             let node = &self.nodes[index];
             let meta = &node.meta;
             // Every field ends in a byte that no field contains, so that no two trees give the same text.
-            hash.update(format!(
-                "{path}\0{:o} {} {} {}.{:09}\0",
-                meta.mode, meta.uid, meta.gid, meta.mtime.0, meta.mtime.1
-            ));
+            hash.update(&path);
+            hash.update(format!("\0{:o} {} {} {}.{:09}\0", meta.mode, meta.uid, meta.gid, meta.mtime.0, meta.mtime.1));
             for (name, value) in &node.attributes {
-                hash.update(format!("{name}\0{}\0", value.len()));
+                hash.update(name);
+                hash.update(format!("\0{}\0", value.len()));
                 hash.update(value);
             }
             match &node.kind {
                 Kind::Directory(children) => {
                     hash.update(b"d");
-                    stack.extend(children.iter().rev().map(|(name, child)| (format!("{path}/{name}"), child.node)));
+                    stack.extend(children.iter().rev().map(|(name, child)| (below(&path, name), child.node)));
                 }
                 Kind::File(spooled) => {
                     // The index tells hard links from equal files.
                     hash.update(format!("f{} {index}\0", spooled.length));
                     hash.update(spooled.sha256);
                 }
-                Kind::Symlink(target) => hash.update(format!("l{target}\0")),
+                Kind::Symlink(target) => {
+                    hash.update(b"l");
+                    hash.update(target);
+                    hash.update(b"\0");
+                }
                 Kind::Special(special) => hash.update(format!("s{special:?}\0")),
             }
         }
@@ -421,6 +421,25 @@ impl Tree {
 
     pub(super) fn nodes(&self) -> &[Node] {
         &self.nodes
+    }
+
+    /// The file that its contents lie in.
+    pub(super) fn image(&self) -> &ImageFile {
+        &self.image
+    }
+
+    /// Nothing more is put into it: afterwards every file has its place in the image.
+    ///
+    /// # Errors
+    /// When contents cannot be written.
+    pub(super) fn complete(&mut self) -> Result<(), Ext4Error> {
+        self.spools.iter_mut().try_for_each(Spool::complete)?;
+        self.image.settle()
+    }
+
+    /// Where a file's contents lie in the image, in bytes. The tree must be complete.
+    pub(super) fn place(&self, spooled: &Spooled) -> u64 {
+        self.image.base(spooled.spool.into()).expect("a complete tree's spools have their places") + spooled.offset
     }
 
     /// Reads one file's contents.
@@ -446,7 +465,7 @@ impl Tree {
         self.add(parent, name, kind, meta)
     }
 
-    fn add(&mut self, parent: usize, name: &str, kind: Kind, meta: Meta) -> Result<(), Ext4Error> {
+    fn add(&mut self, parent: usize, name: &[u8], kind: Kind, meta: Meta) -> Result<(), Ext4Error> {
         let node = self.nodes.len();
         if node >= NODES_MAX {
             return Err(Ext4Error::TooMuch { what: "entries", limit: NODES_MAX as u64 });
@@ -458,11 +477,11 @@ impl Tree {
     }
 
     /// The directory at these components; missing ones are made, as tar makes them. All of them count as touched.
-    fn parent(&mut self, components: &[&str], path: &[u8]) -> Result<usize, Ext4Error> {
+    fn parent(&mut self, components: &[&[u8]], path: &[u8]) -> Result<usize, Ext4Error> {
         let mut walk = self.walk_to(components);
         if let Walk::Missing { mut directory, rest } = walk {
             // A link to `..` of what is not there, or to what no directory can be called.
-            if rest.iter().any(|component| component == ".." || component.len() > NAME_LENGTH_MAX) {
+            if rest.iter().any(|component| component == b".." || component.len() > NAME_LENGTH_MAX) {
                 return Err(Ext4Error::BadPath { path: shown(path) });
             }
             for component in &rest {
@@ -484,18 +503,18 @@ impl Tree {
     }
 
     /// Follows the components of a directory's path, through links as the kernel would below this root.
-    fn walk_to(&self, components: &[&str]) -> Walk {
-        let mut trail: Vec<(usize, String)> = Vec::with_capacity(components.len());
-        let mut ahead: Vec<&str> = components.iter().rev().copied().collect();
+    fn walk_to(&self, components: &[&[u8]]) -> Walk {
+        let mut trail: Vec<(usize, Vec<u8>)> = Vec::with_capacity(components.len());
+        let mut ahead: Vec<&[u8]> = components.iter().rev().copied().collect();
         let (mut at, mut links) = (0, 0);
         while let Some(component) = ahead.pop() {
-            if component == ".." {
+            if component == b".." {
                 // The root's parent is the root.
                 at = trail.pop().map_or(0, |(parent, _)| parent);
                 continue;
             }
             let Some(next) = self.child(at, component) else {
-                let rest = std::iter::once(component).chain(ahead.into_iter().rev()).map(str::to_owned).collect();
+                let rest = std::iter::once(component).chain(ahead.into_iter().rev()).map(<[u8]>::to_vec).collect();
                 return Walk::Missing { directory: at, rest };
             };
             match &self.nodes[next].kind {
@@ -505,10 +524,12 @@ impl Tree {
                 }
                 Kind::Symlink(target) if links < LINKS_MAX => {
                     links += 1;
-                    if target.starts_with('/') {
+                    if target.starts_with(b"/") {
                         (at, trail) = (0, Vec::new());
                     }
-                    ahead.extend(target.split('/').rev().filter(|part| !part.is_empty() && *part != "."));
+                    ahead.extend(
+                        target.split(|byte| *byte == b'/').rev().filter(|part| !part.is_empty() && *part != b"."),
+                    );
                 }
                 Kind::Symlink(_) | Kind::File(_) | Kind::Special(_) => return Walk::Blocked,
             }
@@ -526,14 +547,14 @@ impl Tree {
         })
     }
 
-    fn child(&self, parent: usize, name: &str) -> Option<usize> {
+    fn child(&self, parent: usize, name: &[u8]) -> Option<usize> {
         match &self.nodes[parent].kind {
             Kind::Directory(children) => children.get(name).map(|name| name.node),
             Kind::File(_) | Kind::Symlink(_) | Kind::Special(_) => None,
         }
     }
 
-    fn children(&mut self, parent: usize) -> &mut BTreeMap<String, Name> {
+    fn children(&mut self, parent: usize) -> &mut BTreeMap<Vec<u8>, Name> {
         match &mut self.nodes[parent].kind {
             Kind::Directory(children) => children,
             Kind::File(_) | Kind::Symlink(_) | Kind::Special(_) => {
@@ -543,8 +564,11 @@ impl Tree {
     }
 }
 
-/// Components of a path, the last apart; `.` and empty ones count for nothing.
-fn split(path: &[u8]) -> Result<(Vec<&str>, Option<&str>), Ext4Error> {
+/// Those before the last, and the last.
+type Components<'a> = (Vec<&'a [u8]>, Option<&'a [u8]>);
+
+/// Components of a path; `.` and empty ones count for nothing.
+fn split(path: &[u8]) -> Result<Components<'_>, Ext4Error> {
     let mut components = Vec::new();
     if path.len() >= PATH_LENGTH_MAX {
         return Err(Ext4Error::BadPath { path: format!("{}…", shown(&path[..64])) });
@@ -556,15 +580,16 @@ fn split(path: &[u8]) -> Result<(Vec<&str>, Option<&str>), Ext4Error> {
             name if name.len() > NAME_LENGTH_MAX || name.contains(&0) => {
                 return Err(Ext4Error::BadPath { path: shown(path) });
             }
-            name => components.push(std::str::from_utf8(name).map_err(|_| Ext4Error::NotUtf8 { path: shown(path) })?),
+            name => components.push(name),
         }
     }
     let last = components.pop();
     Ok((components, last))
 }
 
-fn utf8(bytes: &[u8]) -> Result<&str, Ext4Error> {
-    std::str::from_utf8(bytes).map_err(|_| Ext4Error::NotUtf8 { path: shown(bytes) })
+/// The path of a name in the directory at `path`, which is empty for the root.
+fn below(path: &[u8], name: &[u8]) -> Vec<u8> {
+    if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() }
 }
 
 /// A path as an error shows it.

@@ -22,7 +22,7 @@ pub(super) fn check_free(store: &ImageStore, name: &ImageName) -> Result<(), Ima
     if store.path(name.as_str()).exists() { Err(ImageError::Taken { name: name.clone() }) } else { Ok(()) }
 }
 
-/// Writes the file system of a tree, and reckons its digest. The tree is gone before that: its spool is as large as the image.
+/// Writes the file system of a tree, and reckons its digest.
 ///
 /// # Errors
 /// When it cannot be written or read back, or it was cancelled.
@@ -34,8 +34,7 @@ pub(super) fn write(
 ) -> Result<(Built, String), ImageError> {
     let path = staging.path().join(ROOTFS);
     reporter.amount("writing the file system", 0, Some(tree.content_bytes()));
-    let built = build(&tree, &path, Label("banger-root"))?;
-    drop(tree);
+    let built = build(tree, &path, Label("banger-root"))?;
     let read_back = |source| ImageError::ReadBack { path: path.clone(), source };
     let file = File::open(&path).map_err(read_back)?;
     let digest = digest(file, built.size_bytes, cancel, reporter).map_err(read_back)?.ok_or(ImageError::Cancelled)?;

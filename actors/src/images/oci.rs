@@ -5,7 +5,7 @@ use super::store::ROOTFS;
 use super::{ImageError, ImageRecord, ImageStore, make};
 use crate::artifacts::{Cancel, Reporter, Staging, now_ms};
 use crate::ext4::layer::Layer;
-use crate::ext4::{Ext4Error, Label, Tree, build_as};
+use crate::ext4::{Ext4Error, Hashes, ImageFile, Label, Spool, Tree, build_as};
 use crate::oci::fetch::{Received, fetch, unless};
 use crate::oci::follow::Arrival;
 use crate::oci::reference::{canonical, distinct, parse};
@@ -82,7 +82,7 @@ pub fn pull(
     let staging = Staging::create(store.directory(), name.as_str())?;
     let registry = Arc::new(registry);
     let fetched = layers(&registry, &resolved.layers, registries, staging.path(), cancel, reporter);
-    let layers = match fetched {
+    let (image, layers) = match fetched {
         // What was in the cache was not what it should be, and has been thrown away.
         Err(ImageError::Oci(OciError::Digest { stale: true, digest })) => {
             tracing::warn!(digest, "a blob in the cache was damaged; fetching it anew");
@@ -90,7 +90,7 @@ pub fn pull(
         }
         fetched => fetched?,
     };
-    let mut tree = Tree::layered();
+    let mut tree = Tree::layered(image);
     for layer in layers {
         tree.add_layer(layer)?;
     }
@@ -99,8 +99,7 @@ pub fn pull(
     let mut digest = [0; 32];
     hex::decode_to_slice(resolved.manifest.trim_start_matches("sha256:"), &mut digest)
         .map_err(|_| OciError::Digest { digest: resolved.manifest.clone(), stale: false })?;
-    let built = build_as(&tree, &path, Label("banger-root"), &digest)?;
-    drop(tree);
+    let built = build_as(tree, &path, Label("banger-root"), &digest)?;
     if cancel.is_cancelled() {
         return Err(OciError::Cancelled.into());
     }
@@ -147,15 +146,16 @@ fn free_name(store: &ImageStore, wanted: &OciPull, resolved: &Resolved) -> Resul
     Ok(distinct(wanted.name.as_str(), &format!("{}@{}", wanted.reference, resolved.manifest)))
 }
 
-/// Fetches and unpacks all layers.
+/// Fetches and unpacks all layers, and puts their contents into one new file below `directory`.
 fn layers(
     registry: &Arc<Registry>,
     blobs: &[Blob],
     registries: &Registries,
-    spools: &Path,
+    directory: &Path,
     cancel: &Cancel,
     reporter: &Reporter,
-) -> Result<Vec<Layer>, ImageError> {
+) -> Result<(Arc<ImageFile>, Vec<Layer>), ImageError> {
+    let image = Arc::new(ImageFile::create(directory)?);
     let runtime = Handle::current();
     let received = Received::default();
     let permits = Arc::new(Semaphore::new(DOWNLOADS));
@@ -195,7 +195,7 @@ fn layers(
                         let index = next.fetch_add(1, Ordering::Relaxed);
                         let Some(arrival) = arrivals.get(index) else { return };
                         let mut blob = Follower::new(arrival.clone(), runtime.clone());
-                        let layer = unpack(&mut blob, spools);
+                        let layer = unpack(&mut blob, Spool::new(&image, index, Hashes::Left));
                         if layer.is_err() && !blob.is_broken() {
                             // No download helps an archive that cannot be unpacked.
                             hopeless.cancel();
@@ -239,7 +239,7 @@ fn layers(
             None => interrupted = Some(OciError::Cancelled.into()),
         }
     }
-    interrupted.map_or(Ok(layers), Err)
+    interrupted.map_or(Ok((image, layers)), Err)
 }
 
 /// How it went with the downloads of an image.
@@ -278,9 +278,12 @@ async fn watched(
     }
 }
 
-fn unpack(blob: &mut Follower, spools: &Path) -> Result<Layer, ImageError> {
+fn unpack(blob: &mut Follower, spool: Spool) -> Result<Layer, ImageError> {
+    let image = Arc::clone(spool.image());
     let mut archive = Decompressed::new(blob).map_err(Ext4Error::Archive)?;
-    let layer = Layer::read(&mut archive, spools)?;
+    let layer = Layer::read(&mut archive, spool)?;
+    // Layers that were faster than those below them know their places now.
+    image.settle()?;
     // To the end of the blob: only then it is known to be the one that was asked for.
     archive.drain().map_err(Ext4Error::Archive)?;
     Ok(layer)

@@ -81,7 +81,7 @@ pub(super) fn assemble(
     reporter.step("writing the initramfs");
     write_initramfs(&tree, &modules, &directory.join(MODULES_CPIO))?;
     reporter.step("writing the module drive");
-    let built = build(&tree, &directory.join(MODULES_EXT4), Label("banger-modules"))?;
+    let built = build(tree, &directory.join(MODULES_EXT4), Label("banger-modules"))?;
 
     Ok(KernelRecord {
         name,
@@ -136,6 +136,8 @@ fn carried(
 fn index(tree: &mut Tree) -> Result<Modules, KernelError> {
     let mut found = Modules::default();
     for path in tree.files() {
+        // Kernels have no modules of other names.
+        let Ok(path) = String::from_utf8(path) else { continue };
         if modules::is_module(&path) {
             let packed = tree.contents(path.as_bytes())?.unwrap_or_default();
             found.add(&path, &packed)?;

@@ -38,7 +38,7 @@ impl Place {
         let noise: Vec<u8> = (0_u32..100_000).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
         tree.file(b"noise", Meta::root(0o644), &mut noise.as_slice()).unwrap();
         let path = self.directory.path().join("fs");
-        let built = build(&tree, &path, Label("test")).unwrap();
+        let built = build(tree, &path, Label("test")).unwrap();
         let export = ImageExport {
             name: "tiny".parse().unwrap(),
             kernel: "six".parse().unwrap(),

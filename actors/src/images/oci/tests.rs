@@ -2,7 +2,8 @@
 
 use super::{OciPull, Registries, newest, pull};
 use crate::artifacts::{Cancel, Reporter};
-use crate::ext4::{Ext4Error, Meta, Tree};
+use crate::ext4::layer::Layer;
+use crate::ext4::{Ext4Error, Hashes, ImageFile, Meta, Spool, Tree};
 use crate::images::{ImageError, ImageRecord, ImageStore};
 use crate::oci::hub::{Hub, Manners, digest};
 use crate::oci::{Access, BlobCache, OciError, image_name};
@@ -11,6 +12,7 @@ use serde_json::json;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use tar::EntryType::{self, Directory, Link, Regular, Symlink};
 
 /// A layer being written: path, kind, contents or target.
@@ -371,16 +373,19 @@ fn directories_deeper_than_any_stack_are_taken_away() {
     // The same names again, so that they are this layer's own and looked through, and then a whiteout of the topmost.
     let again: Vec<_> = base.iter().copied().chain([(".wh.d", Regular, "")]).collect();
     let directory = tempfile::tempdir().unwrap();
-    let layer = |entries: &[_]| crate::ext4::layer::Layer::read(archive(entries).as_slice(), directory.path()).unwrap();
-    let mut tree = Tree::layered();
-    tree.add_layer(layer(&base)).unwrap();
-    tree.add_layer(layer(&again)).unwrap();
+    let image = Arc::new(ImageFile::create(directory.path()).unwrap());
+    let mut tree = Tree::layered(Arc::clone(&image));
+    for (number, entries) in [base, again].iter().enumerate() {
+        let spool = Spool::new(&image, number, Hashes::Left);
+        tree.add_layer(Layer::read(archive(entries).as_slice(), spool).unwrap()).unwrap();
+    }
     assert!(tree.contains(format!("l37/{}", "d/".repeat(2000)).as_bytes()).unwrap());
 }
 
 #[test]
 fn a_path_longer_than_any_kernel_takes_is_refused() {
-    let mut tree = Tree::layered();
+    let directory = tempfile::tempdir().unwrap();
+    let mut tree = Tree::create(directory.path()).unwrap();
     let error = tree.directory("d/".repeat(2100).as_bytes(), Meta::root(0o755)).unwrap_err();
     assert!(matches!(error, Ext4Error::BadPath { .. }), "{error}");
 }
