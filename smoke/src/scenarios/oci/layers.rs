@@ -2,7 +2,10 @@
 
 use flate2::Compression;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::Write as _;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::PathBuf;
 use tar::EntryType;
 
 /// A layer as it is and as it travels.
@@ -107,11 +110,19 @@ impl Archive {
             header.set_device_minor(device.1).expect("a GNU header has devices");
         }
         match target {
-            Some(target) => self.builder.append_link(&mut header, path, target),
-            None => self.builder.append_data(&mut header, path, contents),
+            Some(target) => self.builder.append_link(&mut header, in_bytes(path), in_bytes(target)),
+            None => self.builder.append_data(&mut header, in_bytes(path), contents),
         }
         .expect("memory takes everything");
     }
+}
+
+/// Stands for a byte that is no UTF-8, for names are bytes.
+const LATIN: char = '\u{f8e9}';
+
+fn in_bytes(text: &str) -> PathBuf {
+    let parts: Vec<&[u8]> = text.split(LATIN).map(str::as_bytes).collect();
+    PathBuf::from(OsString::from_vec(parts.join(&0xe9)))
 }
 
 /// xorshift64*: the same numbers everywhere.
@@ -228,7 +239,8 @@ impl Model {
     fn path(&mut self) -> String {
         let parent = self.of(Kind::Directory).unwrap_or_default();
         self.names += 1;
-        let name = match self.random.below(12) {
+        let name = match self.random.below(13) {
+            12 => format!("caf{LATIN} {}", self.names),
             0 => format!("{}{}", "n".repeat(250), self.names),
             1 => format!("\u{fc}n\u{ef}code \u{2603} {}", self.names),
             2 => format!("with space and 'quotes' {}", self.names),
