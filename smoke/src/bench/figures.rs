@@ -9,6 +9,8 @@ use std::time::Duration;
 pub(crate) enum Goal {
     AtMost(f64),
     AtLeast(f64),
+    /// Printed for people to watch.
+    None,
 }
 
 impl std::fmt::Display for Goal {
@@ -16,6 +18,7 @@ impl std::fmt::Display for Goal {
         match self {
             Self::AtMost(bound) => write!(f, "<= {bound}"),
             Self::AtLeast(bound) => write!(f, ">= {bound}"),
+            Self::None => f.write_str("none"),
         }
     }
 }
@@ -56,6 +59,7 @@ impl Figure {
         let good = match self.goal {
             Goal::AtMost(bound) => self.ratio() <= bound,
             Goal::AtLeast(bound) => self.ratio() >= bound,
+            Goal::None => true,
         };
         if good { "ok" } else { "short" }
     }

@@ -9,6 +9,7 @@ mod create;
 mod exec;
 mod figures;
 mod footprint;
+mod golden;
 mod list;
 mod names;
 mod network;
@@ -50,12 +51,13 @@ pub(crate) struct Options {
 type Measurement = fn(&Case<'_>) -> Result<Vec<Figure>, Stop>;
 
 /// Each measurement makes figures and leaves no VM. Footprint comes first: it wants a daemon that has done nothing yet.
-const ALL: [(&str, Measurement); 9] = [
+const ALL: [(&str, Measurement); 10] = [
     ("footprint", footprint::measure),
     ("create", create::measure),
     ("list", list::measure),
     ("network", network::measure),
     ("pull", pull::measure),
+    ("golden", golden::measure),
     ("boot", boot::measure),
     ("exec", exec::measure),
     ("stdin", stdin::measure),
