@@ -90,8 +90,6 @@ impl Recorder {
 
     fn alone(&self, case: &Case<'_>) -> Program {
         let mut program = case.world.program("mmdebstrap", &["again"]);
-        // Where the daemon's own run has its tree: on the same file system.
-        program.env.push(("TMPDIR".to_owned(), case.world.state.display().to_string()));
         program.env.push(("LC_ALL".to_owned(), "C.UTF-8".to_owned()));
         program.directory = Some(PathBuf::from("/"));
         program

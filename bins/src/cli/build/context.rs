@@ -1,5 +1,6 @@
-//! Packs what COPY names into a tar archive. Nothing outside of the context directory is read.
+//! Packs what COPY names into a tar archive. Nothing outside of the context directory is read, and nothing of what is to be left out.
 
+use super::ignored::Ignored;
 use glob::MatchOptions;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Write};
@@ -13,6 +14,8 @@ pub(super) enum ContextError {
     Outside(String),
     #[error("`{0}` matches nothing in the context directory")]
     Missing(String),
+    #[error("`{0}` matches nothing but what the context's `.dockerignore` leaves out")]
+    LeftOut(String),
     #[error("`{0}` is no pattern")]
     Pattern(String),
     #[error("`{}` is neither file, directory nor symbolic link", .0.display())]
@@ -42,14 +45,24 @@ pub(super) struct Packed {
 }
 
 /// Packs `sources`, paths or patterns below `directory`: files by their names, directories' contents without theirs.
-pub(super) fn pack(directory: &Path, sources: &[String], marks: Marks) -> Result<Packed, ContextError> {
+pub(super) fn pack(
+    directory: &Path,
+    ignored: &Ignored,
+    sources: &[String],
+    marks: Marks,
+) -> Result<Packed, ContextError> {
     let archive = tempfile::tempfile().map_err(ContextError::Pack)?;
-    let mut packer = Packer { builder: tar::Builder::new(archive), marks };
+    let mut packer = Packer { builder: tar::Builder::new(archive), marks, directory, ignored };
     packer.builder.follow_symlinks(false);
     let mut files = 0;
     let mut directories = 0;
     for source in sources {
-        for path in matches(directory, source)? {
+        let mut found = matches(directory, source)?;
+        found.retain(|path| !packer.is_left_out(path));
+        if found.is_empty() {
+            return Err(ContextError::LeftOut(source.clone()));
+        }
+        for path in found {
             // One that is named itself is followed, as Docker does; links below a directory stay links.
             let metadata = inside(directory, &path, source)?;
             if metadata.is_dir() {
@@ -98,12 +111,30 @@ fn inside(directory: &Path, path: &Path, source: &str) -> Result<Metadata, Conte
     fs::metadata(path).map_err(read(path))
 }
 
-struct Packer {
+struct Packer<'a> {
     builder: tar::Builder<File>,
     marks: Marks,
+    directory: &'a Path,
+    ignored: &'a Ignored,
 }
 
-impl Packer {
+impl Packer<'_> {
+    /// True where nothing at this path, or below it, is to be packed.
+    fn is_left_out(&self, path: &Path) -> bool {
+        // Collected anew: patterns are matched against the text, which may have dots in it.
+        let relative: PathBuf = path.strip_prefix(self.directory).unwrap_or(path).components().collect();
+        // The context itself is what rules are about, not what they can leave out.
+        if relative.as_os_str().is_empty() || !self.ignored.leaves_out(&relative) {
+            return false;
+        }
+        let is_directory = || path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+        if !self.ignored.has_exceptions() || !is_directory() {
+            return true;
+        }
+        let below = fs::read_dir(path).into_iter().flatten().flatten();
+        below.map(|entry| entry.path()).all(|path| self.is_left_out(&path))
+    }
+
     /// Everything below the directory `path`, as `name/…`.
     fn contents(&mut self, path: &Path, name: &Path) -> Result<(), ContextError> {
         let read = |source| ContextError::Read { path: path.to_owned(), source };
@@ -111,6 +142,9 @@ impl Packer {
         entries.sort_by_key(fs::DirEntry::file_name);
         for entry in entries {
             let (path, name) = (entry.path(), name.join(entry.file_name()));
+            if self.is_left_out(&path) {
+                continue;
+            }
             let metadata = entry.metadata().map_err(|source| ContextError::Read { path: path.clone(), source })?;
             if metadata.is_dir() {
                 let mut header = self.header(&metadata, tar::EntryType::Directory);
@@ -174,7 +208,17 @@ mod tests {
 
     fn packed(directory: &Path, sources: &[&str]) -> Result<Packed, ContextError> {
         let sources: Vec<String> = sources.iter().map(|source| (*source).to_owned()).collect();
-        pack(directory, &sources, Marks::default())
+        pack(directory, &Ignored::read(directory, None).unwrap(), &sources, Marks::default())
+    }
+
+    #[test]
+    fn what_is_ignored_is_not_there() {
+        let context = context();
+        fs::write(context.path().join(".dockerignore"), "two.*\nsrc\n!src/deep\n.dockerignore\n").unwrap();
+        assert_eq!(names(packed(context.path(), &["*.txt", "src"]).unwrap()), ["one.txt", "deep", "deep/x"]);
+        assert!(matches!(packed(context.path(), &["two.txt"]), Err(ContextError::LeftOut(_))));
+        fs::write(context.path().join(".dockerignore"), "*\n!one.txt\n").unwrap();
+        assert_eq!(names(packed(context.path(), &["."]).unwrap()), ["one.txt"]);
     }
 
     #[test]
@@ -193,7 +237,7 @@ mod tests {
     fn owner_and_mode_are_what_was_asked_for() {
         let context = context();
         let marks = Marks { owner: Some((7, 8)), mode: Some(0o711) };
-        let packed = pack(context.path(), &["one.txt".to_owned()], marks).unwrap();
+        let packed = pack(context.path(), &Ignored::default(), &["one.txt".to_owned()], marks).unwrap();
         let mut archive = tar::Archive::new(packed.archive);
         let entry = archive.entries().unwrap().next().unwrap().unwrap();
         let header = entry.header();

@@ -7,6 +7,7 @@
 
 mod containerfile;
 mod context;
+mod ignored;
 mod operation;
 mod words;
 
@@ -16,6 +17,7 @@ use super::failure::{Failure, Outcome};
 use super::{artifacts, vm_run};
 use containerfile::{Action, Recipe, Step};
 use context::Marks;
+use ignored::Ignored;
 use messages::error::{ErrorKind, WireError};
 use messages::guest::{AgentTool, ArgBytes, ExecCommand, ExecSpec, ExitStatus};
 use messages::ids::{ImageName, Reference, VmId, VmRef};
@@ -69,7 +71,13 @@ pub(super) async fn run(client: &Client, args: BuildImageArgs) -> Outcome {
 /// Runs the steps, and makes the image.
 async fn build(client: &Client, name: ImageName, plan: Plan, vm: VmId) -> Result<Reply, Failure> {
     let vm: VmRef = vm.to_string().parse().map_err(|error| Failure::io_only(ErrorKind::Internal, &error))?;
-    let mut build = Build { client, vm, config: base_config(client, &plan.from).await?, context: plan.context };
+    let mut build = Build {
+        client,
+        vm,
+        config: base_config(client, &plan.from).await?,
+        context: plan.context,
+        ignored: plan.ignored,
+    };
     let count = plan.steps.len();
     for (index, step) in plan.steps.iter().enumerate() {
         if client.output.json {
@@ -93,6 +101,7 @@ struct Plan {
     from: Reference,
     steps: Vec<Step>,
     context: PathBuf,
+    ignored: Ignored,
 }
 
 impl Plan {
@@ -129,7 +138,8 @@ impl Plan {
         if !context.is_dir() {
             return Err(Failure::usage(format!("the context `{}` is not a directory", context.display())));
         }
-        Ok(Self { from, steps, context })
+        let ignored = Ignored::read(&context, args.file.as_deref()).map_err(usage)?;
+        Ok(Self { from, steps, context, ignored })
     }
 }
 
@@ -188,6 +198,7 @@ struct Build<'a> {
     vm: VmRef,
     config: ImageConfig,
     context: PathBuf,
+    ignored: Ignored,
 }
 
 impl Build<'_> {
@@ -223,7 +234,7 @@ impl Build<'_> {
             Action::Workdir(path) => {
                 let path = self.absolute(&self.expand(path)?);
                 // An empty archive: what is left of unpacking it is the directory.
-                let empty = context::pack(&self.context, &[], Marks::default()).map_err(usage)?;
+                let empty = context::pack(&self.context, &self.ignored, &[], Marks::default()).map_err(usage)?;
                 self.unpack(&path, false, empty.archive).await?;
                 self.config.workdir = Some(path);
                 Ok(())
@@ -246,7 +257,7 @@ impl Build<'_> {
     }
 
     async fn copy(&self, sources: &[String], destination: &str, marks: Marks) -> Result<(), Failure> {
-        let packed = context::pack(&self.context, sources, marks).map_err(usage)?;
+        let packed = context::pack(&self.context, &self.ignored, sources, marks).map_err(usage)?;
         let as_file = packed.one_file && !destination.ends_with('/');
         self.unpack(&self.absolute(destination), as_file, packed.archive).await
     }
