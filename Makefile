@@ -28,7 +28,7 @@ CARGO   := $(AS_CALLER) cargo
 # program:package, for all that is run here; a package is installed only where its program is missing.
 PROGRAMS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs newuidmap:uidmap nft:nftables \
             ip:iproute2 ssh:openssh-client modprobe:kmod cc:gcc pkg-config:pkg-config setpriv:util-linux curl:curl
-TEST_PROGRAMS := docker-registry:docker-registry skopeo:skopeo umoci:umoci busybox:busybox-static
+TEST_PROGRAMS := skopeo:skopeo umoci:umoci busybox:busybox-static
 BENCH_PROGRAMS := sshd:openssh-server dnsmasq:dnsmasq-base dnsperf:dnsperf
 FILES    := /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring \
             /usr/include/linux/limits.h:linux-libc-dev /usr/include/stdlib.h:libc6-dev \
@@ -72,6 +72,15 @@ bench-deps: COMPARED := $(TEST_PROGRAMS) $(BENCH_PROGRAMS)
 test-deps bench-deps:
 	@missing=""; for pair in $(COMPARED); do command -v $${pair%%:*} >/dev/null || missing="$$missing $${pair##*:}"; done; \
 	if [ -n "$$missing" ]; then $(MAKE) install-packages PACKAGES="$$missing"; fi
+	@$(MAKE) $(OUT)/docker-registry
+
+# Only unpacked: where Debian's package is installed, it starts a server on port 5000, now and at every boot.
+$(OUT)/docker-registry:
+	@echo "fetching: docker-registry"
+	@mkdir -p $(OUT); scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && cd "$$scratch" && \
+		{ apt-get download -q docker-registry || { $(AS_ROOT) apt-get update -q && apt-get download -q docker-registry; }; } >log 2>&1 \
+		|| { cat log >&2; exit 1; }; \
+		dpkg-deb -x docker-registry_*.deb . && install -m 755 usr/bin/docker-registry $(CURDIR)/$(OUT)/
 
 ##@ Try
 .PHONY: sandbox

@@ -40,7 +40,8 @@ pub(crate) struct Registry {
 
 impl Registry {
     pub(crate) fn start(case: &Case<'_>, port: u16) -> Result<Self, Stop> {
-        for program in ["docker-registry", "skopeo", "umoci"] {
+        let registry = registry_program()?;
+        for program in [registry.as_str(), "skopeo", "umoci"] {
             if Program::tool(&["sh", "-c", &format!("command -v {program}")]).run()?.code() != 0 {
                 return Err(Stop::Skipped(format!("{program} is not installed")));
             }
@@ -54,7 +55,7 @@ impl Registry {
             directory.join("storage").display()
         );
         fs::write(&config, text)?;
-        let mut program = Program::tool(&["docker-registry", "serve", &config.display().to_string()]);
+        let mut program = Program::tool(&[&registry, "serve", &config.display().to_string()]);
         program.deadline = Duration::from_secs(900);
         let server = program.spawn()?;
         case.wait(SETTLE, "the registry to listen", || {
@@ -78,6 +79,12 @@ impl Registry {
         drop(self.server.finish()?);
         Ok(fs::remove_dir_all(&self.directory)?)
     }
+}
+
+/// Make has put it beside this program, without installing its service.
+fn registry_program() -> std::io::Result<String> {
+    let beside = std::env::current_exe()?.with_file_name("docker-registry");
+    Ok(if beside.exists() { beside.display().to_string() } else { "docker-registry".to_owned() })
 }
 
 fn tool(case: &Case<'_>, argv: &[&str]) -> Outcome {

@@ -50,6 +50,9 @@ impl Bus {
         // Ours is unsigned and in the clear, whatever the host wants of the world. Older versions lack some of these.
         for result in [
             call(&bus, "SetLinkDefaultRoute", &(index, false)).await,
+            // No other way of asking for names goes to where guests would hear it, and might answer.
+            call(&bus, "SetLinkLLMNR", &(index, "no")).await,
+            call(&bus, "SetLinkMulticastDNS", &(index, "no")).await,
             call(&bus, "SetLinkDNSSEC", &(index, "no")).await,
             call(&bus, "SetLinkDNSOverTLS", &(index, "no")).await,
         ] {

@@ -77,7 +77,7 @@ fn keeper(address: String) -> (NamesKeeper, JoinHandle<()>) {
 }
 
 /// The names of the calls that this systemd-resolved has, an old one; what it is asked for beyond them it does not know.
-const KNOWN: [&str; 4] = ["SetLinkDNS", "SetLinkDomains", "SetLinkDefaultRoute", "RevertLink"];
+const KNOWN: [&str; 5] = ["SetLinkDNS", "SetLinkDomains", "SetLinkDefaultRoute", "SetLinkLLMNR", "RevertLink"];
 
 /// A systemd-resolved that notes what it is told; gone when the task is aborted.
 struct FakeResolved {
@@ -134,6 +134,7 @@ fn describe(member: &str, call: &zbus::Message) -> String {
         "SetLinkDNS" => format!("dns {:?}", body.deserialize::<(i32, Vec<(i32, Vec<u8>)>)>().unwrap()),
         "SetLinkDomains" => format!("domains {:?}", body.deserialize::<(i32, Vec<(String, bool)>)>().unwrap()),
         "SetLinkDefaultRoute" => format!("default-route {:?}", body.deserialize::<(i32, bool)>().unwrap()),
+        "SetLinkLLMNR" => format!("llmnr {:?}", body.deserialize::<(i32, String)>().unwrap()),
         _ => format!("revert {}", body.deserialize::<i32>().unwrap()),
     }
 }
@@ -145,17 +146,22 @@ async fn the_domain_is_routed_and_taken_back_when_the_helper_ends() {
     assert_eq!(keeper.route(7, GATEWAY).await.unwrap_err(), "systemd-resolved does not run on this host");
     let service = FakeResolved::start(&bus, false).await;
     keeper.route(7, GATEWAY).await.unwrap();
-    let expected = ["domains (7, [(\"vm\", true)])", "default-route (7, false)", "dns (7, [(2, [172, 16, 0, 1])])"];
+    let expected = [
+        "domains (7, [(\"vm\", true)])",
+        "default-route (7, false)",
+        "llmnr (7, \"no\")",
+        "dns (7, [(2, [172, 16, 0, 1])])",
+    ];
     assert_eq!(service.told(), expected);
     // Again is fine; what is not banger's is neither set nor reverted.
     keeper.route(7, GATEWAY).await.unwrap();
     assert_eq!(keeper.route(8, GATEWAY).await.unwrap_err(), "that interface is no bridge of banger's");
     keeper.revert(8).await.unwrap();
-    assert_eq!(service.told().len(), 6);
+    assert_eq!(service.told().len(), 8);
     // The helper's end closes, as when it is killed.
     drop(keeper);
     thread.join().unwrap();
-    assert_eq!(service.told()[6..], ["revert 7"]);
+    assert_eq!(service.told()[8..], ["revert 7"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
