@@ -2,7 +2,7 @@
 //!
 //! Only checked values arrive here ([`super::validate`]); the trait decides nothing.
 
-use super::nft::{DockerRule, KnownRule, Set, Table};
+use super::nft::{ForeignChain, KnownRule, Passage, Set, Table};
 use messages::ids::InterfaceName;
 use std::future::Future;
 use std::io;
@@ -123,18 +123,24 @@ pub(super) trait Host: Send + 'static {
     fn route_names(&mut self, link: &Link, address: Ipv4Addr) -> impl Future<Output = Result<(), String>> + Send;
     /// Takes that back; nothing to take back is fine.
     fn revert_names(&mut self, link: &Link) -> impl Future<Output = Result<(), String>> + Send;
+    /// Has firewalld, where it runs, let a bridge's traffic pass. An error is a sentence.
+    fn trust_bridge(&mut self, link: &Link) -> impl Future<Output = Result<(), String>> + Send;
+    /// Takes that back; nothing to take back is fine.
+    fn distrust_bridge(&mut self, link: &Link) -> impl Future<Output = Result<(), String>> + Send;
     /// Switches IPv4 forwarding on.
     fn enable_forwarding(&mut self) -> impl Future<Output = HostResult<()>> + Send;
     /// Makes a bridge answer for its guests when one asks for another, at once: isolated ports hear no other's answer.
     fn answer_for_guests(&mut self, bridge: &InterfaceName) -> impl Future<Output = HostResult<()>> + Send;
     /// Puts the tables in the place of any of their names, all at once. False: exactly these were there.
     fn replace_tables(&mut self, tables: &[Table]) -> impl Future<Output = HostResult<bool>> + Send;
-    /// The commented rules of docker's chain for others; none where there is no such chain.
-    fn docker_rules(&mut self) -> impl Future<Output = HostResult<Option<Vec<KnownRule>>>> + Send;
-    /// Adds rules to docker's chain for others, and removes those of these handles.
-    fn change_docker_rules(
+    /// The commented rules of a chain of another firewall's; none where there is no such chain.
+    fn foreign_rules(&mut self, chain: ForeignChain)
+    -> impl Future<Output = HostResult<Option<Vec<KnownRule>>>> + Send;
+    /// Adds rules to such a chain, and removes those of these handles.
+    fn change_foreign_rules(
         &mut self,
-        add: &[DockerRule],
+        chain: ForeignChain,
+        add: &[Passage],
         remove: &[u64],
     ) -> impl Future<Output = HostResult<()>> + Send;
     /// Gives sets of the host's table of this name other elements, all at once. False: there is no such table.

@@ -4,7 +4,7 @@
 //! or alias, so that the next attempt, or `RemoveInstance`, finds it. Nothing here touches an interface without that mark.
 
 use super::host::{Host, HostError, Link, LinkChange, LinkKind};
-use super::nft::{DockerRule, rules};
+use super::nft::{FOREIGN_CHAINS, ForeignChain, KnownRule, Passage, rules};
 use super::validate::{
     BridgeName, CheckedGrant, CheckedOperation, CheckedSubnet, CheckedTap, Instance, Invalid, check,
 };
@@ -212,9 +212,20 @@ impl<H: Host> Operations<H> {
         let former =
             links.iter().filter(|link| is_own_bridge(instance, link) && link.name != bridge.interface().as_str());
         for link in former {
-            self.host.delete_link(link).await?;
+            self.remove_bridge(link).await?;
         }
         Ok(())
+    }
+
+    async fn remove_bridge(&mut self, bridge: &Link) -> Result<(), OperationError> {
+        // The host's resolver forgets a link that is gone, too: this is for the moment before.
+        if let Err(error) = self.host.revert_names(bridge).await {
+            tracing::debug!(error, "names of the bridge were not taken back");
+        }
+        if let Err(error) = self.host.distrust_bridge(bridge).await {
+            tracing::debug!(error, "firewalld still lists the bridge");
+        }
+        Ok(self.host.delete_link(bridge).await?)
     }
 
     async fn refuse_overlap(&mut self, subnet: CheckedSubnet, own: Option<u32>) -> Result<(), OperationError> {
@@ -290,25 +301,35 @@ impl<H: Host> Operations<H> {
 
     async fn ensure_nat(&mut self, instance: Instance, bridge: &BridgeName, subnet: CheckedSubnet) -> Outcome {
         // Rules that drop must never name an interface of somebody else's.
-        self.required_bridge(instance, bridge).await?;
+        let link = self.required_bridge(instance, bridge).await?;
         let rewritten = self.host.replace_tables(&rules::tables(instance, bridge, subnet)).await?;
         self.host.answer_for_guests(bridge.interface()).await?;
-        self.pass_docker(instance, &DockerRule::wanted(instance, bridge)).await?;
+        self.pass_firewalls(instance, |chain| chain.wanted(instance, bridge)).await?;
+        if let Err(error) = self.host.trust_bridge(&link).await {
+            tracing::debug!(error, "firewalld was not asked to let the bridge's traffic pass");
+        }
         // Last: a host that forwards without our rules would be open.
         self.host.enable_forwarding().await?;
         Ok(if rewritten { PrivilegedReply::Rewritten } else { PrivilegedReply::Done }.into())
     }
 
-    /// Makes these the instance's rules in docker's chain for others, where docker has one.
-    async fn pass_docker(&mut self, instance: Instance, wanted: &[DockerRule]) -> Result<(), OperationError> {
-        let Some(known) = self.host.docker_rules().await? else { return Ok(()) };
-        let own: Vec<_> = known.into_iter().filter(|rule| rule.is_of(instance)).collect();
-        let is_wanted = |comment: &str| wanted.iter().any(|rule| rule.comment() == comment);
-        let surplus: Vec<u64> = own.iter().filter(|rule| !is_wanted(&rule.comment)).map(|rule| rule.handle).collect();
-        let missing: Vec<DockerRule> =
-            wanted.iter().filter(|rule| own.iter().all(|has| has.comment != rule.comment())).cloned().collect();
-        if !surplus.is_empty() || !missing.is_empty() {
-            self.host.change_docker_rules(&missing, &surplus).await?;
+    /// Makes these the instance's rules in the chains of other firewalls, where they are.
+    async fn pass_firewalls(
+        &mut self,
+        instance: Instance,
+        wanted: impl Fn(ForeignChain) -> Vec<Passage>,
+    ) -> Result<(), OperationError> {
+        for chain in FOREIGN_CHAINS {
+            let Some(known) = self.host.foreign_rules(chain).await? else { continue };
+            let wanted = wanted(chain);
+            let own: Vec<_> = known.into_iter().filter(|rule| rule.is_of(instance)).collect();
+            let is_wanted = |rule: &KnownRule| wanted.iter().any(|wanted| wanted.comment() == rule.comment);
+            let surplus: Vec<u64> = own.iter().filter(|rule| !is_wanted(rule)).map(|rule| rule.handle).collect();
+            let is_missing = |wanted: &Passage| own.iter().all(|has| has.comment != wanted.comment());
+            let missing: Vec<Passage> = wanted.iter().filter(|wanted| is_missing(wanted)).cloned().collect();
+            if !surplus.is_empty() || !missing.is_empty() {
+                self.host.change_foreign_rules(chain, &missing, &surplus).await?;
+            }
         }
         Ok(())
     }
@@ -331,13 +352,9 @@ impl<H: Host> Operations<H> {
             self.host.delete_link(tap).await?;
         }
         for bridge in links.iter().filter(|link| is_own_bridge(instance, link)) {
-            // The host's resolver forgets a link that is gone, too: this is for the moment before.
-            if let Err(error) = self.host.revert_names(bridge).await {
-                tracing::debug!(error, "names of the bridge were not taken back");
-            }
-            self.host.delete_link(bridge).await?;
+            self.remove_bridge(bridge).await?;
         }
-        self.pass_docker(instance, &[]).await?;
+        self.pass_firewalls(instance, |_| Vec::new()).await?;
         self.host.remove_tables(&instance.table()).await?;
         Ok(())
     }

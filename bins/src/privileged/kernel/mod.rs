@@ -5,7 +5,7 @@ mod netfilter;
 
 use super::confine;
 use super::host::{Host, HostError, HostResult, Link, LinkChange, Route};
-use super::nft::{DockerRule, KnownRule, Set, Table};
+use super::nft::{ForeignChain, KnownRule, Passage, Set, Table};
 use super::resolved::NamesKeeper;
 use super::sys;
 use messages::ids::InterfaceName;
@@ -110,6 +110,14 @@ impl Host for Kernel {
         self.names.revert(link.index).await
     }
 
+    async fn trust_bridge(&mut self, link: &Link) -> Result<(), String> {
+        self.names.trust(link.index).await
+    }
+
+    async fn distrust_bridge(&mut self, link: &Link) -> Result<(), String> {
+        self.names.distrust(link.index).await
+    }
+
     async fn enable_forwarding(&mut self) -> HostResult<()> {
         set_switch(Path::new(IP_FORWARD), "1")
     }
@@ -134,12 +142,13 @@ impl Host for Kernel {
         }
     }
 
-    async fn docker_rules(&mut self) -> HostResult<Option<Vec<KnownRule>>> {
-        netfilter::docker_rules().map_err(|e| HostError::new("read the rules of", "DOCKER-USER", e))
+    async fn foreign_rules(&mut self, chain: ForeignChain) -> HostResult<Option<Vec<KnownRule>>> {
+        netfilter::foreign_rules(chain).map_err(|e| HostError::new("read the rules of", chain.name, e))
     }
 
-    async fn change_docker_rules(&mut self, add: &[DockerRule], remove: &[u64]) -> HostResult<()> {
-        netfilter::change_docker_rules(add, remove).map_err(|e| HostError::new("change the rules of", "DOCKER-USER", e))
+    async fn change_foreign_rules(&mut self, chain: ForeignChain, add: &[Passage], remove: &[u64]) -> HostResult<()> {
+        let changed = netfilter::change_foreign_rules(chain, add, remove);
+        changed.map_err(|e| HostError::new("change the rules of", chain.name, e))
     }
 
     async fn remove_tables(&mut self, name: &str) -> HostResult<()> {

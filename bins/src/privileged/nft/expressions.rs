@@ -5,7 +5,7 @@
 
 use super::attributes::Attributes;
 use super::encode::{padded, register_width};
-use super::{Direction, DockerRule, Expression, Family, Load, Matches, Verdict};
+use super::{Direction, Expression, Family, Load, Matches, Passage, Verdict};
 use std::net::Ipv4Addr;
 
 const NFPROTO_IPV4: u8 = 2;
@@ -103,7 +103,7 @@ pub(super) fn append(list: &mut Attributes<'_>, expression: &Expression) {
 
 /// Appends what accepts a direction of a bridge's traffic, in expressions that `iptables` can read back: else it would refuse
 /// the whole table from then on.
-pub(super) fn docker(list: &mut Attributes<'_>, rule: &DockerRule) {
+pub(super) fn passage(list: &mut Attributes<'_>, rule: &Passage) {
     let key = match rule.direction {
         Direction::FromGuests => META_IIFNAME,
         Direction::ToGuests => META_OIFNAME,

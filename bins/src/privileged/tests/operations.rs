@@ -6,6 +6,7 @@ use crate::privileged::nft::KnownRule;
 use crate::privileged::ops::{OperationError, Operations};
 use messages::ids::InstanceId;
 use messages::privileged::{Grant, GrantTarget, PrivilegedOperation, PrivilegedReply, Subnet, TapNumber};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 const OWNER: u32 = 1000;
@@ -93,7 +94,7 @@ async fn every_failure_is_made_good_by_the_next_attempt() {
         "add_address",
         "replace_tables",
         "answer_for_guests",
-        "?docker_rules",
+        "?foreign_rules",
         "enable_forwarding",
         "create_tap",
         "isolate_port",
@@ -389,21 +390,27 @@ async fn grants_are_a_whole_state_that_needs_its_table() {
 }
 
 #[tokio::test]
-async fn docker_is_asked_once_and_left_as_it_was() {
+async fn other_firewalls_are_asked_once_and_left_as_they_were() {
     let host = Double::default();
     let theirs = KnownRule { handle: 3, comment: "somebody's".to_owned() };
     let others = KnownRule { handle: 4, comment: "banger:010203 from bb010203".to_owned() };
-    host.with(|s| s.docker = Some(vec![theirs.clone(), others.clone()]));
-    let comments = || host.with(|s| s.docker.iter().flatten().map(|rule| rule.comment.clone()).collect::<Vec<_>>());
+    let before: BTreeMap<_, _> =
+        ["DOCKER-USER", "ufw-before-input"].map(|chain| (chain, vec![theirs.clone(), others.clone()])).into();
+    host.with(|s| (s.foreign, s.trusted) = (before.clone(), Some(Vec::new())));
+    let comments = |chain| host.with(|s| s.foreign[chain].iter().map(|rule| rule.comment.clone()).collect::<Vec<_>>());
     for name in ["br-old", "br-new", "br-new"] {
         done(&host, bridge(ONE, name)).await;
         done(&host, nat(name)).await;
         let from_and_to = ["from", "to"].map(|way| format!("banger:abcdef {way} {name}"));
-        assert_eq!(comments(), [&[theirs.comment.clone(), others.comment.clone()][..], &from_and_to].concat());
+        let found = [&theirs, &others].map(|rule| rule.comment.clone());
+        assert_eq!(comments("DOCKER-USER"), [&found[..], &from_and_to].concat());
+        assert_eq!(comments("ufw-before-input"), [&found[..], &from_and_to[..1]].concat());
+        assert!(host.with(|s| s.trusted.iter().flatten().all(|trusted| trusted == name)), "the former is taken back");
     }
-    assert_eq!(host.with(|s| s.changes().iter().filter(|call| call.starts_with("change_docker")).count()), 2);
+    assert_eq!(host.with(|s| s.trusted.clone().map_or(0, |names| names.len())), 2);
+    assert_eq!(host.with(|s| s.changes().iter().filter(|call| call.starts_with("change_foreign")).count()), 4);
     done(&host, PrivilegedOperation::RemoveInstance { instance: ONE }).await;
-    assert_eq!(host.with(|s| s.docker.clone()), Some(vec![theirs, others]));
+    assert_eq!(host.with(|s| (s.foreign.clone(), s.trusted.clone())), (before, Some(Vec::new())));
 }
 
 #[tokio::test]

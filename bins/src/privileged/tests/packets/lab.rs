@@ -104,9 +104,12 @@ pub(super) const AT_UPLINK: At = 0;
 
 impl Lab {
     pub(super) fn new() -> Self {
+        Self::with_names(NamesKeeper::Absent("not in this test".to_owned()))
+    }
+
+    pub(super) fn with_names(names: NamesKeeper) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let kernel =
-            runtime.block_on(async { Kernel::open(NamesKeeper::Absent("not in this test".to_owned())) }).unwrap();
+        let kernel = runtime.block_on(async { Kernel::open(names) }).unwrap();
         let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun").unwrap();
         sys::make_tap(&tun, &UPLINK.parse().unwrap(), 0).unwrap();
         drop(tun);

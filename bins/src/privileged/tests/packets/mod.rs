@@ -1,5 +1,6 @@
 //! The rules, tried with real packets: frames written to real taps, in a network namespace that nobody else sees.
 
+mod firewalls;
 mod frames;
 mod host;
 mod lab;
