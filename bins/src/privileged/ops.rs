@@ -3,21 +3,23 @@
 //! Every operation is idempotent and may be cut off between any two calls: whatever it leaves carries the instance's name
 //! or alias, so that the next attempt, or `RemoveInstance`, finds it. Nothing here touches an interface without that mark.
 
-use super::host::{Host, HostError, Link, LinkChange, LinkKind};
+use super::host::{Host, HostError, Link, LinkChange, LinkKind, Route};
 use super::nft::{FOREIGN_CHAINS, ForeignChain, KnownRule, Passage, rules};
 use super::validate::{
-    BridgeName, CheckedGrant, CheckedOperation, CheckedSubnet, CheckedTap, Instance, Invalid, check,
+    BridgeName, CheckedGrant, CheckedOperation, CheckedSubnet, CheckedTap, Instance, Invalid, PREFIX6, check,
 };
 use messages::error::{ErrorKind, WireError};
 use messages::frame::build_id;
 use messages::ids::InterfaceName;
 use messages::privileged::{PrivilegedOperation, PrivilegedReply, TapNumber};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 
 /// Routes shorter than this are ways to everywhere, not networks: the default route, or a VPN's two halves of it.
 const NETWORK_PREFIX_MIN: u8 = 4;
+/// The same for IPv6: fc00::/7, for one, which a VPN may send somewhere, is not one network.
+const NETWORK6_PREFIX_MIN: u8 = 16;
 
 /// Why an operation was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +35,7 @@ pub enum OperationError {
     #[error("the nftables table `{0}` does not exist")]
     NoTable(String),
     #[error("the subnet {network}/{prefix} overlaps the host's route to {route}/{route_prefix}")]
-    Overlap { network: Ipv4Addr, prefix: u8, route: Ipv4Addr, route_prefix: u8 },
+    Overlap { network: IpAddr, prefix: u8, route: IpAddr, route_prefix: u8 },
     #[error("the bridge `{0}` does not have the address {1}")]
     NoAddress(InterfaceName, Ipv4Addr),
     #[error("the host's resolver does not send .vm here: {0}")]
@@ -57,7 +59,7 @@ impl From<OperationError> for WireError {
             OperationError::PortTaken(_) => Self::from_error(ErrorKind::Conflict, &error)
                 .hint("`sudo ss -lnp 'sport = :53'` names it; it must not listen on all addresses"),
             OperationError::Overlap { .. } => Self::from_error(ErrorKind::Conflict, &error)
-                .hint("set `cidr` (and `bridge_ip`) in the config to a private network that this host does not use"),
+                .hint("set `cidr` (and `bridge_ip`), or `cidr6`, in the config to a private network that this host does not use"),
             OperationError::Host(_) | OperationError::Names(_) => Self::from_error(ErrorKind::Host, &error),
         }
     }
@@ -139,7 +141,7 @@ impl<H: Host> Operations<H> {
         subnet: CheckedSubnet,
     ) -> Result<Link, OperationError> {
         let link = self.required_bridge(instance, bridge).await?;
-        let wanted = (subnet.gateway(), subnet.prefix());
+        let wanted = (IpAddr::V4(subnet.gateway()), subnet.prefix());
         if self.host.addresses(link.index).await?.contains(&wanted) {
             return Ok(link);
         }
@@ -169,13 +171,16 @@ impl<H: Host> Operations<H> {
             Some(link) => link,
             None => self.make_bridge(instance, bridge).await?,
         };
-        let wanted = (subnet.gateway(), subnet.prefix());
+        if subnet.ipv6().is_some() {
+            self.host.allow_ipv6(bridge.interface()).await?;
+        }
+        let wanted = subnet.own_addresses();
         let addresses = self.host.addresses(link.index).await?;
-        for (address, prefix) in addresses.iter().filter(|has| **has != wanted) {
+        for (address, prefix) in addresses.iter().filter(|has| !wanted.contains(has)) {
             self.host.remove_address(&link, *address, *prefix).await?;
         }
-        if !addresses.contains(&wanted) {
-            self.host.add_address(&link, wanted.0, wanted.1).await?;
+        for (address, prefix) in wanted.iter().filter(|wanted| !addresses.contains(wanted)) {
+            self.host.add_address(&link, *address, *prefix).await?;
         }
         if !link.up {
             self.host.change_link(&link, &LinkChange { up: true, ..LinkChange::default() }).await?;
@@ -230,19 +235,20 @@ impl<H: Host> Operations<H> {
 
     async fn refuse_overlap(&mut self, subnet: CheckedSubnet, own: Option<u32>) -> Result<(), OperationError> {
         let routes = self.host.routes().await?;
-        let other = routes.iter().find(|route| {
-            route.prefix >= NETWORK_PREFIX_MIN
-                && (route.interface.is_none() || route.interface != own)
-                && subnet.overlaps(route.destination, route.prefix)
-        });
-        match other {
+        let overlapped = |route: &Route| match route.destination {
+            IpAddr::V4(to) => (route.prefix >= NETWORK_PREFIX_MIN && subnet.overlaps(to, route.prefix))
+                .then(|| (IpAddr::V4(subnet.network()), subnet.prefix())),
+            IpAddr::V6(to) => subnet
+                .ipv6()
+                .filter(|ipv6| route.prefix >= NETWORK6_PREFIX_MIN && ipv6.overlaps(to, route.prefix))
+                .map(|ipv6| (IpAddr::V6(ipv6.network()), PREFIX6)),
+        };
+        let others = routes.iter().filter(|route| route.interface.is_none() || route.interface != own);
+        match others.filter_map(|route| Some((route, overlapped(route)?))).next() {
             None => Ok(()),
-            Some(route) => Err(OperationError::Overlap {
-                network: subnet.network(),
-                prefix: subnet.prefix(),
-                route: route.destination,
-                route_prefix: route.prefix,
-            }),
+            Some((route, (network, prefix))) => {
+                Err(OperationError::Overlap { network, prefix, route: route.destination, route_prefix: route.prefix })
+            }
         }
     }
 
@@ -308,8 +314,14 @@ impl<H: Host> Operations<H> {
         if let Err(error) = self.host.trust_bridge(&link).await {
             tracing::debug!(error, "firewalld was not asked to let the bridge's traffic pass");
         }
+        if subnet.ipv6().is_some() {
+            self.host.know_neighbours(&link, &instance.neighbours(subnet)).await?;
+        }
         // Last: a host that forwards without our rules would be open.
         self.host.enable_forwarding().await?;
+        if subnet.ipv6().is_some() {
+            self.host.enable_forwarding6(bridge.interface()).await?;
+        }
         Ok(if rewritten { PrivilegedReply::Rewritten } else { PrivilegedReply::Done }.into())
     }
 

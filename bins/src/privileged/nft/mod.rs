@@ -14,6 +14,6 @@ mod table;
 
 pub(super) use passage::{Direction, FOREIGN_CHAINS, ForeignChain, KnownRule, Passage, Protocols};
 pub(super) use table::{
-    Chain, ChainKind, EtherType, Expression, Family, Field, Hook, Layer, Load, Matches, Protocol, Rule, Set, Table,
-    Value, Verdict,
+    Chain, ChainKind, EtherType, Expression, Family, Field, Hook, Icmpv6, Layer, Load, Matches, Protocol, Rule, Set,
+    Table, Value, Verdict,
 };

@@ -4,7 +4,7 @@ use crate::privileged::host::{Host, HostError, HostResult, Link, LinkChange, Lin
 use crate::privileged::nft::{ForeignChain, KnownRule, Layer, Passage, Set, Table};
 use messages::ids::InterfaceName;
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) links: BTreeMap<u32, Link>,
-    pub(super) addresses: BTreeMap<u32, Vec<(Ipv4Addr, u8)>>,
+    pub(super) addresses: BTreeMap<u32, Vec<(IpAddr, u8)>>,
     pub(super) routes: Vec<Route>,
     pub(super) isolated: Vec<u32>,
     /// Who the bridge was told lives behind a port.
@@ -114,7 +114,7 @@ impl Host for Double {
         self.call("?routes", "", |s| s.routes.clone())
     }
 
-    async fn addresses(&mut self, index: u32) -> HostResult<Vec<(Ipv4Addr, u8)>> {
+    async fn addresses(&mut self, index: u32) -> HostResult<Vec<(IpAddr, u8)>> {
         self.call("?addresses", "", |s| s.addresses.get(&index).cloned().unwrap_or_default())
     }
 
@@ -165,13 +165,13 @@ impl Host for Double {
         })
     }
 
-    async fn add_address(&mut self, link: &Link, address: Ipv4Addr, prefix: u8) -> HostResult<()> {
+    async fn add_address(&mut self, link: &Link, address: IpAddr, prefix: u8) -> HostResult<()> {
         self.call("add_address", &format!("{} {address}/{prefix}", link.name), |s| {
             s.addresses.entry(link.index).or_default().push((address, prefix));
         })
     }
 
-    async fn remove_address(&mut self, link: &Link, address: Ipv4Addr, prefix: u8) -> HostResult<()> {
+    async fn remove_address(&mut self, link: &Link, address: IpAddr, prefix: u8) -> HostResult<()> {
         self.call("remove_address", &format!("{} {address}/{prefix}", link.name), |s| {
             s.addresses.entry(link.index).or_default().retain(|has| *has != (address, prefix));
         })
@@ -212,6 +212,18 @@ impl Host for Double {
 
     async fn enable_forwarding(&mut self) -> HostResult<()> {
         self.call("enable_forwarding", "", |s| s.forwarding = true)
+    }
+
+    async fn allow_ipv6(&mut self, bridge: &InterfaceName) -> HostResult<()> {
+        self.call("allow_ipv6", bridge.as_str(), |_| ())
+    }
+
+    async fn know_neighbours(&mut self, bridge: &Link, neighbours: &[(Ipv6Addr, [u8; 6])]) -> HostResult<()> {
+        self.call("know_neighbours", &format!("{} {}", bridge.name, neighbours.len()), |_| ())
+    }
+
+    async fn enable_forwarding6(&mut self, bridge: &InterfaceName) -> HostResult<()> {
+        self.call("enable_forwarding6", bridge.as_str(), |_| ())
     }
 
     async fn answer_for_guests(&mut self, bridge: &InterfaceName) -> HostResult<()> {

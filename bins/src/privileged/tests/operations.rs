@@ -7,14 +7,14 @@ use crate::privileged::ops::{OperationError, Operations};
 use messages::ids::InstanceId;
 use messages::privileged::{Grant, GrantTarget, PrivilegedOperation, PrivilegedReply, Subnet, TapNumber};
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 const OWNER: u32 = 1000;
 const ONE: InstanceId = InstanceId([0xab, 0xcd, 0xef]);
 const OTHER: InstanceId = InstanceId([1, 2, 3]);
 
 fn subnet() -> Subnet {
-    Subnet { gateway: Ipv4Addr::new(172, 16, 0, 1), prefix: 24 }
+    Subnet { gateway: Ipv4Addr::new(172, 16, 0, 1), prefix: 24, ipv6: None }
 }
 
 fn bridge(instance: InstanceId, name: &str) -> PrivilegedOperation {
@@ -184,7 +184,7 @@ async fn a_tap_of_another_user_or_with_another_mark_is_refused() {
 
 #[tokio::test]
 async fn subnets_that_the_host_uses_are_refused() {
-    let route = |a, b, c, d, prefix, interface| Route { destination: Ipv4Addr::new(a, b, c, d), prefix, interface };
+    let route = |a, b, c, d, prefix, interface| Route { destination: IpAddr::from([a, b, c, d]), prefix, interface };
     for other in [
         route(172, 16, 0, 0, 24, Some(9)),
         route(172, 16, 0, 77, 32, Some(9)),
@@ -220,12 +220,12 @@ async fn changed_settings_replace_the_former_ones() {
     host.with(|s| {
         assert!(s.named("br-old").is_none());
         let index = s.named("br-new").unwrap().index;
-        s.addresses.get_mut(&index).unwrap().push((Ipv4Addr::new(172, 17, 0, 1), 16));
+        s.addresses.get_mut(&index).unwrap().push((IpAddr::from([172, 17, 0, 1]), 16));
     });
     done(&host, bridge(ONE, "br-new")).await;
     host.with(|s| {
         let index = s.named("br-new").unwrap().index;
-        assert_eq!(s.addresses[&index], [(Ipv4Addr::new(172, 16, 0, 1), 24)]);
+        assert_eq!(s.addresses[&index], [(IpAddr::from([172, 16, 0, 1]), 24)]);
     });
 }
 
@@ -233,7 +233,7 @@ async fn changed_settings_replace_the_former_ones() {
 async fn two_instances_live_side_by_side() {
     let host = Double::default();
     done(&host, bridge(ONE, "bbabcdef")).await;
-    let other_subnet = Subnet { gateway: Ipv4Addr::new(172, 16, 1, 1), prefix: 24 };
+    let other_subnet = Subnet { gateway: Ipv4Addr::new(172, 16, 1, 1), prefix: 24, ipv6: None };
     let name = "bb010203".parse().unwrap();
     done(&host, PrivilegedOperation::EnsureBridge { instance: OTHER, bridge: name, subnet: other_subnet }).await;
     done(&host, tap(0)).await;
@@ -327,7 +327,7 @@ async fn taps_and_rules_need_the_bridge() {
 }
 
 fn dns(name: &str, gateway: Ipv4Addr) -> PrivilegedOperation {
-    let subnet = Subnet { gateway, prefix: 24 };
+    let subnet = Subnet { gateway, prefix: 24, ipv6: None };
     PrivilegedOperation::BindDns { instance: ONE, bridge: name.parse().unwrap(), subnet }
 }
 
@@ -343,7 +343,7 @@ async fn port_53_is_bound_on_the_own_bridge_only() {
     // Neither an address of the host's elsewhere, nor a bridge of somebody else's.
     host.with(|s| {
         let lan = s.add_link("br-lan", LinkKind::Bridge, None);
-        s.addresses.insert(lan, vec![(Ipv4Addr::new(192, 168, 1, 5), 24)]);
+        s.addresses.insert(lan, vec![(IpAddr::from([192, 168, 1, 5]), 24)]);
         s.calls.clear();
     });
     let elsewhere = perform(&host, &dns("bbabcdef", Ipv4Addr::new(192, 168, 1, 5))).await;

@@ -3,6 +3,7 @@
 mod firewalls;
 mod frames;
 mod host;
+mod ipv6;
 mod lab;
 
 use frames::{BROADCAST, End, addresses, arp, arp_answer, echo, ether, ipv4, syn, udp};
