@@ -144,13 +144,13 @@ fn the_real_ufw_goes_on_reading_its_tables() {
         tool("ufw", &["--force", "enable"]);
         ufw_lets_guests_pass(&mut lab, || drop(tool("ufw", &["reload"])));
         lab.network(ONE, subnet(0));
-        let rules = || tool("iptables", &["-S"]).matches("-i bbabcdef").count();
-        assert_eq!(rules(), 2, "iptables reads them");
+        let rules = || ["iptables", "ip6tables"].map(|program| tool(program, &["-S"]).matches("-i bbabcdef").count());
+        assert_eq!(rules(), [2, 2], "iptables reads them");
         tool("ufw", &["allow", "2222/tcp"]);
-        assert_eq!(rules(), 2, "a rule of the user's leaves them");
+        assert_eq!(rules(), [2, 2], "a rule of the user's leaves them");
         assert!(tool("ufw", &["status"]).contains("2222/tcp"));
         tool("ufw", &["--force", "disable"]);
-        assert_eq!(rules(), 0);
+        assert_eq!(rules(), [0, 0]);
         assert_eq!(nat(&mut lab), PrivilegedReply::Done);
         lab.done(&PrivilegedOperation::RemoveInstance { instance: ONE });
     });
