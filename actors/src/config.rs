@@ -5,7 +5,7 @@ use messages::ids::{InterfaceName, KernelName, Reference};
 use messages::privileged::Subnet;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -64,6 +64,46 @@ impl std::str::FromStr for Cidr {
     }
 }
 
+/// Whether guests have IPv6: `auto`, `off`, or a network such as `fd12:3456:789a::/64`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cidr6 {
+    /// Where the host has it, with a network that derives from the instance.
+    #[default]
+    Auto,
+    Off,
+    /// In any case, with this /64.
+    Network(Ipv6Addr),
+}
+
+impl std::str::FromStr for Cidr6 {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let network = || {
+            let network: Ipv6Addr = text.strip_suffix("/64")?.parse().ok()?;
+            let octets = network.octets();
+            // Unique local, and locally assigned (RFC 4193): guests go by the host's address, so theirs mean nothing outside.
+            (octets[0] == 0xfd && octets[8..] == [0; 8]).then_some(Self::Network(network))
+        };
+        match text {
+            "auto" => Ok(Self::Auto),
+            "off" => Ok(Self::Off),
+            _ => network().ok_or_else(|| {
+                format!("`{text}` is neither auto, off, nor a /64 in fd00::/8 such as fd12:3456:789a::/64")
+            }),
+        }
+    }
+}
+
+impl std::fmt::Display for Cidr6 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Off => f.write_str("off"),
+            Self::Network(network) => write!(f, "{network}/64"),
+        }
+    }
+}
+
 /// Files copied into every VM.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -106,6 +146,8 @@ pub struct Config {
     pub bridge_ip: Option<Ipv4Addr>,
     #[serde(deserialize_with = "from_text")]
     pub cidr: Cidr,
+    #[serde(deserialize_with = "from_text")]
+    pub cidr6: Cidr6,
     pub tap_pool_size: u16,
     #[serde(deserialize_with = "one_or_many")]
     pub default_dns: Vec<Ipv4Addr>,
@@ -134,6 +176,7 @@ impl Default for Config {
             bridge_name: None,
             bridge_ip: None,
             cidr: Cidr { network: Ipv4Addr::new(172, 16, 0, 0), prefix: 24 },
+            cidr6: Cidr6::Auto,
             tap_pool_size: 4,
             default_dns: Vec::new(),
             debian_mirror: None,
@@ -187,7 +230,7 @@ impl Config {
         Ok(Loaded { config, from_file })
     }
 
-    /// The bridge's network, with the host's own address in it.
+    /// The bridge's network, with the host's own address in it, without IPv6: that is the instance's.
     ///
     /// # Errors
     /// A sentence, where `bridge_ip` is not a host address of `cidr`.
@@ -199,7 +242,7 @@ impl Config {
         if u32::from(gateway) <= first || u32::from(gateway) >= last {
             return Err(format!("bridge_ip {gateway} is not a host's address in cidr {network}/{prefix}"));
         }
-        Ok(Subnet { gateway, prefix })
+        Ok(Subnet { gateway, prefix, ipv6: None })
     }
 }
 
@@ -290,7 +333,10 @@ mod tests {
     fn an_empty_config_is_the_documented_default() {
         let loaded = Config::parse("").unwrap();
         assert_eq!(loaded, Loaded::default());
-        assert_eq!(loaded.config.subnet().unwrap(), Subnet { gateway: Ipv4Addr::new(172, 16, 0, 1), prefix: 24 });
+        assert_eq!(
+            loaded.config.subnet().unwrap(),
+            Subnet { gateway: Ipv4Addr::new(172, 16, 0, 1), prefix: 24, ipv6: None }
+        );
     }
 
     #[test]
@@ -308,6 +354,7 @@ mod tests {
             bridge_name = "br-banger"
             bridge_ip = "172.16.4.9"
             cidr = "172.16.4.0/24"
+            cidr6 = "fd12:3456:789a:1::/64"
             tap_pool_size = 2
             default_dns = "1.1.1.1"
             debian_mirror = "http://mirror.example/debian"
@@ -328,6 +375,7 @@ mod tests {
         assert_eq!(config.vm_defaults.disk_size, Some(3 << 29));
         assert_eq!((config.stats_poll_interval, config.metrics_poll_interval), (Some(Duration::from_secs(5)), None));
         assert_eq!(config.subnet().unwrap().gateway, Ipv4Addr::new(172, 16, 4, 9));
+        assert_eq!(config.cidr6.to_string(), "fd12:3456:789a:1::/64");
         assert!(
             from_file.contains("vm_defaults.vcpu") && from_file.contains("cidr") && !from_file.contains("vm_defaults")
         );
@@ -342,6 +390,10 @@ mod tests {
             ("cidr = \"172.16.0.1/24\"", "172.16.0.1/24"),
             ("cidr = \"172.16.0.0/8\"", "172.16.0.0/8"),
             ("bridge_ip = \"10.0.0.1\"", "10.0.0.1"),
+            ("cidr6 = \"on\"", "on"),
+            ("cidr6 = \"2001:db8::/64\"", "2001:db8::/64"),
+            ("cidr6 = \"fd12::1/64\"", "fd12::1/64"),
+            ("cidr6 = \"fd12::/48\"", "fd12::/48"),
             ("vmm = \"qemu\"", "qemu"),
             ("cache_max_size = \"many\"", "many"),
             ("catalogs = [\"mine.toml\"]", "mine.toml"),

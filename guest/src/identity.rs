@@ -197,6 +197,7 @@ mod tests {
             gateway: Ipv4Addr::new(198, 51, 100, 1),
             mtu: None,
             resolvers: vec![Ipv4Addr::new(198, 51, 100, 1), Ipv4Addr::new(192, 0, 2, 1)],
+            ipv6: None,
         }
     }
 

@@ -8,7 +8,7 @@ use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// The generation of every message in this crate. Raised when a frozen struct or enum variant has to change.
-pub const GENERATION: u32 = 1;
+pub const GENERATION: u32 = 2;
 /// The bytes in front of the payload.
 pub const HEADER_LEN: usize = 4;
 /// The first field of every hello.

@@ -12,7 +12,7 @@ use crate::ids::{BootNonce, OperationId, VmId, VmName};
 use crate::image::ImageConfig;
 use crate::vm::Readiness;
 use serde::{Deserialize, Serialize};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// The vsock port on the host that the agent dials.
 pub const CONTROL_PORT: u32 = 1024;
@@ -70,6 +70,17 @@ pub struct GuestNetwork {
     pub gateway: Ipv4Addr,
     pub mtu: Option<u16>,
     pub resolvers: Vec<Ipv4Addr>,
+    /// Where the host has IPv6.
+    pub ipv6: Option<GuestNetwork6>,
+}
+
+/// The IPv6 side of the interface. Nothing of it is asked for on the link: no router and no neighbour has to be believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestNetwork6 {
+    /// Its own only: everything else, its neighbours included, goes by the gateway.
+    pub address: Ipv6Addr,
+    pub gateway: Ipv6Addr,
+    pub gateway_mac: [u8; 6],
 }
 
 /// One of sshd's host keys.

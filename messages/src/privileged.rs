@@ -6,7 +6,7 @@ use crate::error::WireError;
 use crate::ids::{InstanceId, InterfaceName};
 use crate::limits::TAPS_MAX;
 use serde::{Deserialize, Serialize};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// A request to the helper. Replies carry the same number and may come in any order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,16 +22,24 @@ pub struct PrivilegedResponse {
     pub result: Result<PrivilegedReply, WireError>,
 }
 
-/// An IPv4 network with the host's address in it.
+/// The network of an instance's guests, with the host's address in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subnet {
     /// The bridge's own address.
     pub gateway: Ipv4Addr,
     /// 16 to 29.
     pub prefix: u8,
+    /// The first address of a /64 of unique local addresses (RFC 4193), where guests have IPv6, too.
+    pub ipv6: Option<Ipv6Addr>,
 }
 
 impl Subnet {
+    /// The bridge's own IPv6 address.
+    #[must_use]
+    pub fn gateway6(self) -> Option<Ipv6Addr> {
+        self.ipv6.map(|network| Ipv6Addr::from(u128::from(network) | 1))
+    }
+
     /// Whether an address is one of the network's.
     #[must_use]
     pub fn contains(self, address: Ipv4Addr) -> bool {
@@ -82,6 +90,35 @@ pub fn guest_address(subnet: Subnet, tap: TapNumber) -> Option<Ipv4Addr> {
     (address != subnet.gateway).then_some(address)
 }
 
+/// The IPv6 address of the guest behind a tap: the network's /64, and the guest's IPv4 address as its last four bytes. So the
+/// two say the same, and rules that know guests by their IPv4 addresses know them by these, too.
+#[must_use]
+pub fn guest_address6(subnet: Subnet, tap: TapNumber) -> Option<Ipv6Addr> {
+    let (network, address) = (subnet.ipv6?, guest_address(subnet, tap)?);
+    Some(Ipv6Addr::from(u128::from(network) | u128::from(u32::from(address))))
+}
+
+/// The /64 of an instance where the config names none: `fd`, 40 bits that look random and are the same for ever, subnet 0
+/// (RFC 4193, section 3.2).
+#[must_use]
+pub fn default_network6(instance: InstanceId) -> Ipv6Addr {
+    let [a, b, c] = instance.0;
+    // The finisher of splitmix64: instances that differ in a bit have nothing in common.
+    let mut mixed = u64::from_be_bytes([0, 0, 0, 0, 0, a, b, c]).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    let [d, e, f, g, h, ..] = (mixed ^ (mixed >> 31)).to_be_bytes();
+    Ipv6Addr::from([0xfd, d, e, f, g, h, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+}
+
+/// The bridge's hardware address. Set by hand, it stays: else it would be the lowest of the ports', and change, with every
+/// tap that comes and goes, under the guests' feet. The first octet says "locally administered".
+#[must_use]
+pub fn bridge_mac(instance: InstanceId) -> [u8; 6] {
+    let [a, b, c] = instance.0;
+    [0x02, a, b, c, 0xff, 0xff]
+}
+
 /// Every tap that the network has an address for.
 pub fn guest_taps(subnet: Subnet) -> impl Iterator<Item = TapNumber> {
     (0..TAPS_MAX).map(TapNumber).filter(move |tap| guest_address(subnet, *tap).is_some())
@@ -112,9 +149,9 @@ pub struct Grant {
 pub enum GrantTarget {
     /// Another guest of the same instance.
     Tap(TapNumber),
-    /// A TCP port at the gateway's address.
+    /// A TCP port at the gateway's addresses.
     Tcp(u16),
-    /// A UDP port at the gateway's address.
+    /// A UDP port at the gateway's addresses.
     Udp(u16),
 }
 
@@ -123,7 +160,7 @@ pub enum GrantTarget {
 pub enum PrivilegedOperation {
     /// Reply: `Status`.
     Status,
-    /// Makes the bridge with its address, up. Refuses a name that something else has, and a subnet that overlaps a route.
+    /// Makes the bridge with its addresses, up. Refuses a name that something else has, and a subnet that overlaps a route.
     EnsureBridge { instance: InstanceId, bridge: InterfaceName, subnet: Subnet },
     /// Makes a persistent tap owned by the owner's uid, isolated on the bridge, up.
     EnsureTap { instance: InstanceId, bridge: InterfaceName, tap: TapNumber, mtu: Option<u16> },
@@ -132,7 +169,7 @@ pub enum PrivilegedOperation {
     /// Reply: `Taps`: all of the instance's.
     ListTaps { instance: InstanceId },
     /// Writes the instance's rules (isolation, anti-spoofing, NAT to the host's uplink), without grants, where they are not
-    /// as they should be, and switches IPv4 forwarding on. Reply: `Rewritten`, or `Done` where nothing was missing.
+    /// as they should be, and switches forwarding on. Reply: `Rewritten`, or `Done` where nothing was missing.
     EnsureNat { instance: InstanceId, bridge: InterfaceName, subnet: Subnet },
     /// Removes everything of this instance: taps, bridge, table.
     RemoveInstance { instance: InstanceId },
@@ -158,4 +195,30 @@ pub enum PrivilegedReply {
     DnsSockets,
     /// Done, and the rules were written anew: they hold no grants.
     Rewritten,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_derive_from_instance_and_tap() {
+        let network = default_network6(InstanceId([0xab, 0xcd, 0xef]));
+        assert_eq!(network.to_string(), "fd04:9e1b:5b34::");
+        let subnet = Subnet { gateway: Ipv4Addr::new(172, 16, 0, 1), prefix: 24, ipv6: Some(network) };
+        assert_eq!(subnet.gateway6().unwrap().segments()[4..], [0, 0, 0, 1]);
+        let guest = guest_address6(subnet, TapNumber(3)).unwrap();
+        assert_eq!(guest.segments()[..4], network.segments()[..4]);
+        assert_eq!(guest.segments()[4..], [0, 0, 0xac10, 5], "172.16.0.5");
+        assert_eq!(guest_address6(subnet, TapNumber(253)), None);
+        assert_eq!(guest_address6(Subnet { ipv6: None, ..subnet }, TapNumber(3)), None);
+    }
+
+    #[test]
+    fn instances_that_are_alike_have_networks_that_are_not() {
+        let networks: std::collections::BTreeSet<Ipv6Addr> =
+            (0..=255).flat_map(|b| (0..=255).map(move |c| default_network6(InstanceId([0, b, c])))).collect();
+        assert_eq!(networks.len(), 1 << 16);
+        assert!(networks.iter().all(|network| network.octets()[0] == 0xfd && network.octets()[6..] == [0; 10]));
+    }
 }

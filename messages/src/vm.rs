@@ -3,7 +3,7 @@
 use crate::ids::{ImageName, KernelName, VmId, VmName, VmRef};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 /// Where a VM's network goes.
@@ -23,9 +23,9 @@ pub enum NetworkMode {
 pub enum NetAllow {
     /// Another VM of the same instance; answers come back, connections the other way do not.
     Vm(VmRef),
-    /// A TCP port of the host, at the gateway's address.
+    /// A TCP port of the host, at the gateway's addresses.
     HostTcp(u16),
-    /// A UDP port of the host, at the gateway's address.
+    /// A UDP port of the host, at the gateway's addresses.
     HostUdp(u16),
 }
 
@@ -199,6 +199,8 @@ pub struct VmView {
     /// VMs by the names that they have now; one that is gone by its id.
     pub net_allow: Vec<NetAllow>,
     pub address: Option<Ipv4Addr>,
+    /// Where the host has IPv6.
+    pub address6: Option<Ipv6Addr>,
     pub labels: Vec<(String, String)>,
     pub restart: RestartPolicy,
     pub lifetime: Lifetime,

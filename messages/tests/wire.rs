@@ -1,6 +1,6 @@
 //! The wire surface of this generation: byte fixtures that never change, and decoders that survive anything.
 //!
-//! `schema/gen-1.txt` holds one line per message: its name and its bytes. Lines are only ever added (`BLESS=1 cargo test`
+//! `schema/gen-2.txt` holds one line per message: its name and its bytes. Lines are only ever added (`BLESS=1 cargo test`
 //! appends what is new and refuses to change what is there).
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
@@ -19,7 +19,7 @@ use proptest::prelude::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 type Check = fn(&[u8]) -> bool;
@@ -112,6 +112,7 @@ fn view() -> VmView {
         network: NetworkMode::Nat,
         net_allow: net_allow(),
         address: Some(Ipv4Addr::new(172, 16, 0, 2)),
+        address6: Some(Ipv6Addr::new(0xfd12, 0, 0, 0, 0, 0, 0xac10, 2)),
         labels: vec![],
         restart: RestartPolicy::No,
         lifetime: Lifetime::Kept,
@@ -138,6 +139,11 @@ fn boot_spec() -> BootSpec {
             gateway: Ipv4Addr::new(172, 16, 0, 1),
             mtu: Some(1500),
             resolvers: vec![Ipv4Addr::new(9, 9, 9, 9)],
+            ipv6: Some(GuestNetwork6 {
+                address: Ipv6Addr::new(0xfd12, 0, 0, 0, 0, 0, 0xac10, 2),
+                gateway: Ipv6Addr::new(0xfd12, 0, 0, 0, 0, 0, 0, 1),
+                gateway_mac: [2, 1, 2, 3, 0xff, 0xff],
+            }),
         }),
         authorized_keys: vec!["key".into()],
         ssh_host_keys: vec![SshHostKey { private: "p".into(), public: "q".into() }],
@@ -153,7 +159,7 @@ fn client_samples() -> Vec<Sample> {
     let request = |body| Request { id: RequestId([9; 16]), body };
     let image = || text::<Reference>("debian-bookworm");
     vec![
-        owned("hello", &Hello { magic: MAGIC, generation: 1, build: "0.1.0".into() }),
+        owned("hello", &Hello { magic: MAGIC, generation: 2, build: "0.1.0".into() }),
         owned("request.daemon_status", &request(RequestBody::DaemonStatus)),
         owned("request.daemon_stop", &request(RequestBody::DaemonStop)),
         owned("request.create_vm", &request(RequestBody::CreateVm { spec: spec(), start: true, wait: None })),
@@ -284,7 +290,7 @@ fn server_samples() -> Vec<Sample> {
     let status = DaemonStatus {
         pid: 1,
         build: "0.1.0".into(),
-        generation: 1,
+        generation: 2,
         socket: "/s".into(),
         state_dir: "/d".into(),
         uptime_ms: 2,
@@ -349,7 +355,7 @@ fn privileged_samples() -> Vec<Sample> {
     let answer = |result| PrivilegedResponse { number: 1, result };
     let instance = InstanceId([1, 2, 3]);
     let bridge = || default_bridge_name(instance);
-    let subnet = Subnet { gateway: Ipv4Addr::new(172, 16, 0, 1), prefix: 24 };
+    let subnet = Subnet { gateway: Ipv4Addr::new(172, 16, 0, 1), prefix: 24, ipv6: Some(default_network6(instance)) };
     vec![
         owned("privileged.status", &request(PrivilegedOperation::Status)),
         owned(

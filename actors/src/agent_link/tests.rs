@@ -324,7 +324,7 @@ async fn what_is_no_agent_is_turned_away() {
         let why = host.refused().await;
         match what {
             "another frame first" => assert!(matches!(why, IdentifyError::NotIdentity), "{what}: {why:?}"),
-            "another generation" => assert!(why.to_string().contains("9.9.9 (protocol 2)"), "{what}: {why}"),
+            "another generation" => assert!(why.to_string().contains("9.9.9 (protocol 3)"), "{what}: {why}"),
             _ => assert!(matches!(why, IdentifyError::Read(_)), "{what}: {why:?}"),
         }
     }

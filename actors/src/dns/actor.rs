@@ -292,10 +292,10 @@ impl ZoneKeeper {
 
 /// The addresses of a VM's name, or `None` where it has no name: only VMs that are up have one.
 fn addresses(published: &Published) -> Option<Vec<IpAddr>> {
-    let VmView { state, address, .. } = *published.view;
+    let VmView { state, address, address6, .. } = *published.view;
     match state {
         VmState::Starting | VmState::Running | VmState::Stopping if !published.gone => {
-            Some(address.map(IpAddr::V4).into_iter().collect())
+            Some(address.map(IpAddr::V4).into_iter().chain(address6.map(IpAddr::V6)).collect())
         }
         VmState::Starting
         | VmState::Running

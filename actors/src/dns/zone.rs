@@ -6,7 +6,7 @@ use messages::ids::{VmId, VmName};
 use messages::privileged::Subnet;
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 /// The domain of every VM.
 const DOMAIN: &str = "vm";
@@ -43,8 +43,8 @@ struct Host {
 #[derive(Clone, Debug)]
 pub struct Zone {
     apex: LowerName,
-    /// The apex of the reverse names that are ours, with the subnet that they are in.
-    reverse: Option<(LowerName, Subnet)>,
+    /// The apexes of the reverse names that are ours, IPv4's and IPv6's, with the subnet that they are in.
+    reverse: Option<(LowerName, Option<LowerName>, Subnet)>,
     hosts: HashMap<VmId, Host>,
     by_name: HashMap<LowerName, VmId>,
     by_address: HashMap<IpAddr, VmId>,
@@ -59,7 +59,7 @@ impl Zone {
         let apex = Name::from_labels([DOMAIN.as_bytes()]).expect("a label of two letters");
         Self {
             apex: apex.into(),
-            reverse: subnet.map(|subnet| (reverse_apex(subnet), subnet)),
+            reverse: subnet.map(|subnet| (reverse_apex(subnet), subnet.ipv6.map(reverse_apex6), subnet)),
             hosts: HashMap::new(),
             by_name: HashMap::new(),
             by_address: HashMap::new(),
@@ -118,7 +118,7 @@ impl Zone {
         let forward = self.apex.zone_of(name);
         let address = if forward { None } else { asked_address(name) };
         let known = address.and_then(|address| self.by_address.get(&address).copied());
-        let reverse = self.reverse.as_ref().filter(|(_, subnet)| lies_in(address, *subnet)).map(|(apex, _)| apex);
+        let reverse = self.reverse_apex_of(address);
         let apex = match (forward, reverse, known) {
             (true, _, _) => &self.apex,
             (false, Some(apex), _) => apex,
@@ -134,6 +134,18 @@ impl Zone {
             Some(records) if records.is_empty() => Answer::NoData(Box::new(self.soa(apex))),
             Some(records) => Answer::Records(records),
             None => Answer::NoName(Box::new(self.soa(apex))),
+        }
+    }
+
+    /// The apex of the reverse names that an address is among.
+    fn reverse_apex_of(&self, address: Option<IpAddr>) -> Option<&LowerName> {
+        let (apex, apex6, subnet) = self.reverse.as_ref()?;
+        match address? {
+            IpAddr::V4(address) => subnet.contains(address).then_some(apex),
+            IpAddr::V6(address) => {
+                let network = subnet.ipv6?.segments();
+                apex6.as_ref().filter(|_| address.segments()[..4] == network[..4])
+            }
         }
     }
 
@@ -186,13 +198,15 @@ fn asked_address(name: &LowerName) -> Option<IpAddr> {
     (network.prefix_len() == network.max_prefix_len()).then(|| network.addr())
 }
 
-fn lies_in(address: Option<IpAddr>, subnet: Subnet) -> bool {
-    matches!(address, Some(IpAddr::V4(address)) if subnet.contains(address))
-}
-
 /// The domain of a subnet's reverse names, at the last whole octet of its prefix.
 fn reverse_apex(subnet: Subnet) -> LowerName {
     let whole = usize::from(subnet.prefix / 8);
     let reverse = Name::from(IpAddr::V4(subnet.gateway));
     LowerName::from(reverse.trim_to(whole + 2))
+}
+
+/// The same for a /64: sixteen digits, `ip6` and `arpa`.
+fn reverse_apex6(network: Ipv6Addr) -> LowerName {
+    let reverse = Name::from(IpAddr::V6(network));
+    LowerName::from(reverse.trim_to(16 + 2))
 }

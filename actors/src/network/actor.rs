@@ -1,6 +1,6 @@
 //! The actor: carries the plan out, and remembers that it did.
 
-use super::{NetworkSettings, plan};
+use super::{HostIpv6, NetworkSettings, plan};
 use crate::dns::ServeBridge;
 use crate::privileged::Perform;
 use crate::supervise::{Panicked, guard_future};
@@ -9,7 +9,9 @@ use messages::WireError;
 use messages::error::ErrorKind;
 use messages::privileged::PrivilegedReply;
 use std::cell::Cell;
+use std::net::Ipv6Addr;
 use std::rc::Rc;
+use tokio::sync::watch;
 
 /// Enough for every VM of a full bridge to ask at once.
 const MAILBOX: usize = 1024;
@@ -39,13 +41,42 @@ pub struct Network {
     there: Rc<Cell<bool>>,
     /// How often the helper wrote the rules.
     writings: Rc<Cell<u64>>,
+    /// Says whether the host has IPv6.
+    host: fn() -> HostIpv6,
+    /// The IPv6 network of guests. Once there is one it stays until the daemon ends: running guests hold addresses of it,
+    /// and a host whose IPv6 comes and goes must not take their connections to others of its networks.
+    ipv6: Rc<watch::Sender<Option<Ipv6Addr>>>,
 }
 
 impl Network {
     /// A network that is brought about when it is first needed.
     #[must_use]
     pub fn new(settings: NetworkSettings, helper: Recipient<Perform>) -> Self {
-        Self { settings, helper, names: None, there: Rc::new(Cell::new(false)), writings: Rc::new(Cell::new(0)) }
+        let host = HostIpv6::read;
+        // At once, for guests from before the daemon's start: their addresses are told before the bridge is asked for.
+        let ipv6 = settings.ipv6_network(host());
+        Self {
+            settings,
+            helper,
+            names: None,
+            there: Rc::new(Cell::new(false)),
+            writings: Rc::new(Cell::new(0)),
+            host,
+            ipv6: Rc::new(watch::Sender::new(ipv6)),
+        }
+    }
+
+    /// Takes somebody else's word for what the host has.
+    #[must_use]
+    pub fn with_host(self, host: fn() -> HostIpv6) -> Self {
+        self.ipv6.send_replace(self.settings.ipv6_network(host()));
+        Self { host, ..self }
+    }
+
+    /// The IPv6 network that guests have.
+    #[must_use]
+    pub fn ipv6(&self) -> watch::Receiver<Option<Ipv6Addr>> {
+        self.ipv6.subscribe()
     }
 
     /// Has names served on the bridge, before the first guest is told whom to ask.
@@ -77,7 +108,9 @@ impl Handler<EnsureNetwork> for Network {
         let (there, writings) = (Rc::clone(&self.there), Rc::clone(&self.writings));
         let helper = self.helper.clone();
         let names = self.names.clone();
-        let operations = plan(&self.settings);
+        let host = if self.ipv6.borrow().is_some() { HostIpv6::Yes } else { (self.host)() };
+        let (operations, ipv6) = (plan(&self.settings, host), self.settings.ipv6_network(host));
+        let published = Rc::clone(&self.ipv6);
         guard_future(self, async move {
             if there.get() && certainty == Certainty::Remembered {
                 return Ok(writings.get());
@@ -98,6 +131,7 @@ impl Handler<EnsureNetwork> for Network {
             {
                 tracing::warn!(%error, "names are not served on the bridge");
             }
+            published.send_if_modified(|known| std::mem::replace(known, ipv6) != ipv6);
             there.set(true);
             Ok::<_, WireError>(writings.get())
         })

@@ -12,5 +12,5 @@ mod uplink;
 
 pub use actor::{Certainty, EnsureNetwork, Network};
 pub use plan::plan;
-pub use settings::{NetworkSettings, Place, SettingsError};
-pub use uplink::{HostUplink, Uplink, UplinkSource, host_resolvers};
+pub use settings::{Ipv6Use, NetworkSettings, Place, SettingsError};
+pub use uplink::{HostIpv6, HostUplink, Uplink, UplinkSource, host_resolvers};

@@ -1,7 +1,7 @@
 //! Settings, plan and uplink are pure; the actor is tried with a scripted helper.
 
 use super::uplink::{default_interface, resolvers};
-use super::{Certainty, EnsureNetwork, Network, NetworkSettings, Place, Uplink, plan};
+use super::{Certainty, EnsureNetwork, HostIpv6, Network, NetworkSettings, Place, Uplink, plan};
 use crate::config::Config;
 use crate::privileged::Perform;
 use actix::{Actor, Context, Handler};
@@ -10,6 +10,7 @@ use messages::error::ErrorKind;
 use messages::ids::InstanceId;
 use messages::privileged::{PrivilegedOperation, PrivilegedReply};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 const ONE: InstanceId = InstanceId([0xab, 0xcd, 0xef]);
@@ -20,7 +21,7 @@ fn settings(config: &str, place: Place) -> NetworkSettings {
 
 #[test]
 fn the_usual_network_is_planned_bridge_first() {
-    insta::assert_debug_snapshot!(plan(&settings("", Place::Usual)), @r#"
+    insta::assert_debug_snapshot!(plan(&settings("", Place::Usual), HostIpv6::No), @r#"
     [
         EnsureBridge {
             instance: InstanceId(abcdef),
@@ -30,6 +31,7 @@ fn the_usual_network_is_planned_bridge_first() {
             subnet: Subnet {
                 gateway: 172.16.0.1,
                 prefix: 24,
+                ipv6: None,
             },
         },
         EnsureNat {
@@ -40,6 +42,7 @@ fn the_usual_network_is_planned_bridge_first() {
             subnet: Subnet {
                 gateway: 172.16.0.1,
                 prefix: 24,
+                ipv6: None,
             },
         },
     ]
@@ -66,6 +69,48 @@ fn an_instance_of_its_own_gets_a_network_beside_the_usual_one() {
         assert!((a, b, d, subnet.prefix) == (172, 16, 1, 24) && c >= 1, "{subnet:?}");
     }
     assert_ne!(settings("", Place::Own).subnet, settings("", Place::Usual).subnet);
+}
+
+#[test]
+fn guests_have_ipv6_where_the_host_has_it_or_the_config_says_so() {
+    let network = |config: &str, host| settings(config, Place::Usual).ipv6_network(host).map(|n| n.to_string());
+    let derived = messages::privileged::default_network6(ONE).to_string();
+    assert_eq!(network("", HostIpv6::Yes), Some(derived));
+    assert_eq!(network("", HostIpv6::No), None);
+    assert_eq!(network("cidr6 = \"off\"", HostIpv6::Yes), None);
+    for host in [HostIpv6::Yes, HostIpv6::No] {
+        assert_eq!(network("cidr6 = \"fd12::/64\"", host).as_deref(), Some("fd12::"));
+    }
+    for operation in plan(&settings("", Place::Own), HostIpv6::Yes) {
+        let (PrivilegedOperation::EnsureBridge { subnet, .. } | PrivilegedOperation::EnsureNat { subnet, .. }) =
+            operation
+        else {
+            panic!("{operation:?}")
+        };
+        assert_eq!(subnet.ipv6, Some(messages::privileged::default_network6(ONE)));
+    }
+}
+
+#[test]
+fn a_host_has_ipv6_by_a_default_route_that_leads_somewhere() {
+    let zeros = "0".repeat(32);
+    let route = |to: &str, length: &str, flags: &str, name: &str| {
+        format!("{to} {length} {zeros} 00 {zeros} 00000400 00000002 00000000 {flags} {name}\n")
+    };
+    let addresses = format!("{zeros} 02 40 00 80     eth0\n{zeros} 03 40 20 80    wlan0\n");
+    let of = |routes: &str| HostIpv6::of(routes, &addresses);
+    let rejecting = route(&zeros, "00", "00200200", "lo");
+    assert_eq!(of(&format!("{}{rejecting}", route(&zeros, "00", "00000003", "eth0"))), HostIpv6::Yes);
+    for none in [
+        rejecting,
+        String::new(),
+        route(&zeros, "00", "00000003", "wlan0"),
+        route(&"f".repeat(32), "00", "00000003", "eth0"),
+        route(&zeros, "40", "00000003", "eth0"),
+        "nonsense\n".to_owned(),
+    ] {
+        assert_eq!(of(&none), HostIpv6::No, "{none}");
+    }
 }
 
 #[test]
@@ -98,7 +143,7 @@ fn resolvers_that_a_guest_cannot_reach_are_left_out() {
 #[test]
 fn guests_ask_the_daemon_first_and_the_hosts_resolvers_while_it_is_away() {
     let hosts: Vec<Ipv4Addr> = (1..=3).map(|last| Ipv4Addr::new(10, 0, 0, last)).collect();
-    let uplink = Uplink { mtu: None, resolvers: hosts.clone(), own_resolver: None };
+    let uplink = Uplink { resolvers: hosts.clone(), ..Uplink::default() };
     assert_eq!(uplink.for_guests(), hosts);
     let own = Ipv4Addr::new(172, 16, 0, 1);
     assert_eq!(Uplink { own_resolver: Some(own), ..uplink }.for_guests(), [own, hosts[0], hosts[1]]);
@@ -132,7 +177,7 @@ fn it_is_brought_about_once_and_again_when_missed() {
     actix::System::new().block_on(async {
         let performed = Arc::new(Mutex::new(Vec::new()));
         let helper = Helper { failures: 1, performed: Arc::clone(&performed) }.start();
-        let network = Network::new(settings("", Place::Usual), helper.recipient()).start();
+        let network = Network::new(settings("", Place::Usual), helper.recipient()).with_host(|| HostIpv6::No).start();
         let count = || performed.lock().unwrap().len();
 
         let failed = network.send(EnsureNetwork(Certainty::Remembered)).await.unwrap().unwrap_err();
@@ -144,5 +189,27 @@ fn it_is_brought_about_once_and_again_when_missed() {
 
         network.send(EnsureNetwork(Certainty::Fresh)).await.unwrap().unwrap();
         assert_eq!(count(), 5);
+    });
+}
+
+#[test]
+fn ipv6_comes_when_the_host_gets_it_and_stays() {
+    static HOST: AtomicBool = AtomicBool::new(false);
+    let host = || if HOST.load(Ordering::SeqCst) { HostIpv6::Yes } else { HostIpv6::No };
+    actix::System::new().block_on(async {
+        let performed = Arc::new(Mutex::new(Vec::new()));
+        let helper = Helper { failures: 0, performed: Arc::clone(&performed) }.start();
+        let network = Network::new(settings("", Place::Usual), helper.recipient()).with_host(host);
+        let published = network.ipv6();
+        let network = network.start();
+        let expected = messages::privileged::default_network6(ONE);
+        for (has, expected) in [(false, None), (true, Some(expected)), (false, Some(expected))] {
+            HOST.store(has, Ordering::SeqCst);
+            network.send(EnsureNetwork(Certainty::Fresh)).await.unwrap().unwrap();
+            assert_eq!(*published.borrow(), expected);
+            let asked = performed.lock().unwrap().pop();
+            let Some(PrivilegedOperation::EnsureNat { subnet, .. }) = asked else { panic!("{asked:?}") };
+            assert_eq!(subnet.ipv6, expected);
+        }
     });
 }

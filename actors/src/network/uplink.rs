@@ -1,10 +1,16 @@
 //! How this host reaches the world: its uplink's MTU and its real resolvers. Read anew for each lease, since laptops move.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 /// The host's routes, as the kernel prints them.
 const ROUTES: &str = "/proc/net/route";
+/// The same for IPv6, and the addresses.
+const ROUTES6: &str = "/proc/net/ipv6_route";
+const ADDRESSES6: &str = "/proc/net/if_inet6";
+/// `RTF_UP` and `RTF_REJECT` (linux/route.h).
+const ROUTE_UP: u32 = 0x1;
+const ROUTE_REJECTS: u32 = 0x200;
 /// Each interface has a directory here.
 const INTERFACES: &str = "/sys/class/net";
 /// Where resolvers are, in the order of trust: where the first names only a local stub, systemd-resolved's own list has
@@ -21,6 +27,43 @@ pub struct Uplink {
     pub resolvers: Vec<Ipv4Addr>,
     /// The daemon's own resolver, where guests can ask it. It forwards to the others.
     pub own_resolver: Option<Ipv4Addr>,
+    /// The /64 that guests have one address of, where they have IPv6.
+    pub ipv6: Option<Ipv6Addr>,
+}
+
+/// Whether the host reaches the world by IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostIpv6 {
+    Yes,
+    No,
+}
+
+impl HostIpv6 {
+    /// What this host has now.
+    #[must_use]
+    pub fn read() -> Self {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        Self::of(&read(ROUTES6), &read(ADDRESSES6))
+    }
+
+    /// A default route that leads somewhere, on an interface whose address is not of the link only: the kernel has one of
+    /// its own, which rejects.
+    pub(super) fn of(routes: &str, addresses: &str) -> Self {
+        let default = |line: &str| {
+            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            let [destination, "00", _, "00", _, _, _, _, flags, interface] = fields[..] else { return None };
+            let flags = u32::from_str_radix(flags, 16).ok()?;
+            let leads = flags & (ROUTE_UP | ROUTE_REJECTS) == ROUTE_UP && destination.bytes().all(|b| b == b'0');
+            leads.then(|| interface.to_owned())
+        };
+        let has_address = |interface: &str| {
+            addresses.lines().any(|line| {
+                let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+                matches!(fields[..], [_, _, _, "00", _, name] if name == interface)
+            })
+        };
+        if routes.lines().filter_map(default).any(|interface| has_address(&interface)) { Self::Yes } else { Self::No }
+    }
 }
 
 impl Uplink {
@@ -49,12 +92,12 @@ impl UplinkSource for HostUplink {
             let file = Path::new(INTERFACES).join(name).join("mtu");
             std::fs::read_to_string(file).ok()?.trim().parse().ok()
         });
-        // Guests have no IPv6 address to ask from.
+        // Guests have no IPv6 address to ask from, or one that the resolver may not be reached by.
         let resolvers = host_resolvers(IpAddr::is_ipv4).into_iter().filter_map(|address| match address {
             IpAddr::V4(v4) => Some(v4),
             IpAddr::V6(_) => None,
         });
-        Uplink { mtu, resolvers: resolvers.collect(), own_resolver: None }
+        Uplink { mtu, resolvers: resolvers.collect(), own_resolver: None, ipv6: None }
     }
 }
 

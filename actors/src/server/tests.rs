@@ -360,7 +360,7 @@ fn hostile_bytes_close_their_own_connection_with_a_reason() {
     with_server(|server| async move {
         let hello = |generation: u32, magic: [u8; 4]| Hello { magic, generation, build: "9.9.9".into() };
         for (hello, named) in
-            [(hello(GENERATION + 1, MAGIC), "9.9.9 (protocol 2)"), (hello(GENERATION, *b"nope"), "does not speak")]
+            [(hello(GENERATION + 1, MAGIC), "9.9.9 (protocol 3)"), (hello(GENERATION, *b"nope"), "does not speak")]
         {
             let mut client = server.connect().await;
             write_frame(client.get_mut(), &hello, HELLO_FRAME_MAX).await.unwrap();

@@ -17,6 +17,7 @@ use messages::ids::VmId;
 use messages::privileged::{PrivilegedOperation, PrivilegedReply, TapNumber};
 use messages::reply::NamesView;
 use messages::vm::NetAllow;
+use std::net::Ipv6Addr;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
@@ -29,12 +30,15 @@ pub(super) struct PoolTaps {
     dns: watch::Receiver<DnsStatus>,
 }
 
-/// The host's uplink, and the daemon's own resolver once it serves guests.
-struct GuestUplink(watch::Receiver<DnsStatus>);
+/// The host's uplink, the daemon's own resolver once it serves guests, and their IPv6 network where they have one.
+struct GuestUplink {
+    dns: watch::Receiver<DnsStatus>,
+    ipv6: watch::Receiver<Option<Ipv6Addr>>,
+}
 
 impl UplinkSource for GuestUplink {
     fn read(&self) -> Uplink {
-        Uplink { own_resolver: self.0.borrow().guests_resolver(), ..HostUplink.read() }
+        Uplink { own_resolver: self.dns.borrow().guests_resolver(), ipv6: *self.ipv6.borrow(), ..HostUplink.read() }
     }
 }
 
@@ -63,11 +67,13 @@ impl PoolTaps {
         let names = Supervisor::start(move |_| keeper);
         let (settings, asked) = (network.clone(), helper.clone().recipient::<Perform>());
         let served = names.clone().recipient();
-        let keeper = Supervisor::start(move |_| Network::new(settings, asked).with_names(served));
+        let keeper = Network::new(settings, asked).with_names(served);
+        let ipv6 = keeper.ipv6();
+        let keeper = Supervisor::start(move |_| keeper);
         let settings = PoolSettings {
             network,
             size: usize::from(loaded.config.tap_pool_size),
-            uplink: Box::new(GuestUplink(dns.clone())),
+            uplink: Box::new(GuestUplink { dns: dns.clone(), ipv6 }),
             leases: leases(records),
             allow: records.iter().map(|record| (record.id, record.net_allow.clone())).collect(),
         };

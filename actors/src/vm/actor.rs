@@ -99,6 +99,7 @@ fn view(record: &VmRecord, state: VmState) -> VmView {
         network: record.network,
         net_allow: record.net_allow.clone(),
         address: None,
+        address6: None,
         labels: record.labels.clone(),
         restart: record.restart,
         lifetime: record.lifetime,
@@ -286,9 +287,11 @@ impl Vm {
             | At::Deleting { .. }
             | At::Gone { .. } => None::<Readiness>,
         };
+        let guest = self.boot.as_ref().and_then(|boot| boot.tap.as_ref()).map(|tap| &tap.guest);
         let view = VmView {
             readiness: level,
-            address: self.boot.as_ref().and_then(|boot| boot.tap.as_ref()).map(|tap| tap.guest.address),
+            address: guest.map(|guest| guest.address),
+            address6: guest.and_then(|guest| guest.ipv6).map(|ipv6| ipv6.address),
             started_at_ms: self.vmm.as_ref().and(self.record.started_at_ms),
             vmm_pid: self.vmm.as_ref().map(|vmm| vmm.pid()),
             operations: u32::try_from(self.operations.len()).unwrap_or(u32::MAX),

@@ -304,6 +304,7 @@ impl Ports for World {
                 gateway: [172, 16, 0, 1].into(),
                 mtu: None,
                 resolvers: vec![],
+                ipv6: None,
             },
         };
         Box::pin(std::future::ready(Ok(grant)))

@@ -87,6 +87,7 @@ fn settings(config: &Config) -> Vec<(&'static str, Value)> {
         ("bridge_name", json!(config.bridge_name)),
         ("bridge_ip", json!(config.bridge_ip)),
         ("cidr", json!(format!("{}/{}", config.cidr.network, config.cidr.prefix))),
+        ("cidr6", json!(config.cidr6.to_string())),
         ("tap_pool_size", json!(config.tap_pool_size)),
         ("default_dns", json!(config.default_dns)),
         ("debian_mirror", json!(config.debian_mirror)),

@@ -22,6 +22,7 @@ pub(super) fn vm(view: &VmView) -> Value {
         "network": view.network,
         "net_allow": view.net_allow.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "address": view.address,
+        "address6": view.address6,
         "labels": labels(&view.labels),
         "restart": view.restart,
         "ephemeral": view.lifetime == messages::vm::Lifetime::Ephemeral,

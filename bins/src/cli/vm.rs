@@ -227,6 +227,7 @@ fn details(view: &VmView) -> Vec<(&'static str, String)> {
     let allowed: Vec<String> = view.net_allow.iter().map(ToString::to_string).collect();
     push("may reach", (!allowed.is_empty()).then(|| allowed.join(", ")));
     push("address", view.address.map(|address| address.to_string()));
+    push("address6", view.address6.map(|address| address.to_string()));
     push("vmm pid", view.vmm_pid.map(|pid| pid.to_string()));
     push("operations", (view.operations > 0).then(|| view.operations.to_string()));
     push("labels", (!labels.is_empty()).then(|| labels.join(", ")));

@@ -2,11 +2,11 @@
 //!
 //! Only checked values arrive here ([`super::validate`]); the trait decides nothing.
 
-use super::nft::{DockerRule, KnownRule, Set, Table};
+use super::nft::{ForeignChain, KnownRule, Passage, Set, Table};
 use messages::ids::InterfaceName;
 use std::future::Future;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 
 /// A system call, or a request to the kernel, that failed.
@@ -70,10 +70,10 @@ pub(super) struct LinkChange {
     pub up: bool,
 }
 
-/// An IPv4 route of the host, in any table.
+/// A route of the host, in any table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Route {
-    pub destination: Ipv4Addr,
+    pub destination: IpAddr,
     pub prefix: u8,
     /// The index of the interface it leaves by; none for blackholes and the like.
     pub interface: Option<u32>,
@@ -88,10 +88,10 @@ pub(super) trait Host: Send + 'static {
     fn links(&mut self) -> impl Future<Output = HostResult<Vec<Link>>> + Send;
     /// The interface of this name, if there is one.
     fn link(&mut self, name: &InterfaceName) -> impl Future<Output = HostResult<Option<Link>>> + Send;
-    /// All IPv4 routes.
+    /// All routes, IPv6's too where the kernel has it.
     fn routes(&mut self) -> impl Future<Output = HostResult<Vec<Route>>> + Send;
-    /// The IPv4 addresses of one interface.
-    fn addresses(&mut self, index: u32) -> impl Future<Output = HostResult<Vec<(Ipv4Addr, u8)>>> + Send;
+    /// The addresses of one interface.
+    fn addresses(&mut self, index: u32) -> impl Future<Output = HostResult<Vec<(IpAddr, u8)>>> + Send;
     /// Makes a bridge. It is down, and carries no alias yet: the kernel takes none in the request that makes a link.
     fn create_bridge(&mut self, name: &InterfaceName) -> impl Future<Output = HostResult<()>> + Send;
     /// Makes a persistent tap that `owner` may open. It is down and no port of anything.
@@ -104,17 +104,12 @@ pub(super) trait Host: Send + 'static {
     /// Removes an interface; one that is gone already is fine.
     fn delete_link(&mut self, link: &Link) -> impl Future<Output = HostResult<()>> + Send;
     /// Gives an interface an address; one that it has already is fine.
-    fn add_address(
-        &mut self,
-        link: &Link,
-        address: Ipv4Addr,
-        prefix: u8,
-    ) -> impl Future<Output = HostResult<()>> + Send;
+    fn add_address(&mut self, link: &Link, address: IpAddr, prefix: u8) -> impl Future<Output = HostResult<()>> + Send;
     /// Takes an address from an interface.
     fn remove_address(
         &mut self,
         link: &Link,
-        address: Ipv4Addr,
+        address: IpAddr,
         prefix: u8,
     ) -> impl Future<Output = HostResult<()>> + Send;
     /// Binds port 53 of an address: a UDP socket, and a TCP socket that listens.
@@ -123,18 +118,34 @@ pub(super) trait Host: Send + 'static {
     fn route_names(&mut self, link: &Link, address: Ipv4Addr) -> impl Future<Output = Result<(), String>> + Send;
     /// Takes that back; nothing to take back is fine.
     fn revert_names(&mut self, link: &Link) -> impl Future<Output = Result<(), String>> + Send;
+    /// Has firewalld, where it runs, let a bridge's traffic pass. An error is a sentence.
+    fn trust_bridge(&mut self, link: &Link) -> impl Future<Output = Result<(), String>> + Send;
+    /// Takes that back; nothing to take back is fine.
+    fn distrust_bridge(&mut self, link: &Link) -> impl Future<Output = Result<(), String>> + Send;
     /// Switches IPv4 forwarding on.
     fn enable_forwarding(&mut self) -> impl Future<Output = HostResult<()>> + Send;
+    /// Lets a bridge take IPv6 addresses, and no other's word for routes.
+    fn allow_ipv6(&mut self, bridge: &InterfaceName) -> impl Future<Output = HostResult<()>> + Send;
+    /// Tells the kernel where each of these lives behind a bridge, for good: no guest is asked, or believed.
+    fn know_neighbours(
+        &mut self,
+        bridge: &Link,
+        neighbours: &[(Ipv6Addr, [u8; 6])],
+    ) -> impl Future<Output = HostResult<()>> + Send;
+    /// Switches IPv6 forwarding on, and leaves every interface but the bridge a host's: what it learnt from routers stays.
+    fn enable_forwarding6(&mut self, bridge: &InterfaceName) -> impl Future<Output = HostResult<()>> + Send;
     /// Makes a bridge answer for its guests when one asks for another, at once: isolated ports hear no other's answer.
     fn answer_for_guests(&mut self, bridge: &InterfaceName) -> impl Future<Output = HostResult<()>> + Send;
     /// Puts the tables in the place of any of their names, all at once. False: exactly these were there.
     fn replace_tables(&mut self, tables: &[Table]) -> impl Future<Output = HostResult<bool>> + Send;
-    /// The commented rules of docker's chain for others; none where there is no such chain.
-    fn docker_rules(&mut self) -> impl Future<Output = HostResult<Option<Vec<KnownRule>>>> + Send;
-    /// Adds rules to docker's chain for others, and removes those of these handles.
-    fn change_docker_rules(
+    /// The commented rules of a chain of another firewall's; none where there is no such chain.
+    fn foreign_rules(&mut self, chain: ForeignChain)
+    -> impl Future<Output = HostResult<Option<Vec<KnownRule>>>> + Send;
+    /// Adds rules to such a chain, and removes those of these handles.
+    fn change_foreign_rules(
         &mut self,
-        add: &[DockerRule],
+        chain: ForeignChain,
+        add: &[Passage],
         remove: &[u64],
     ) -> impl Future<Output = HostResult<()>> + Send;
     /// Gives sets of the host's table of this name other elements, all at once. False: there is no such table.

@@ -3,21 +3,23 @@
 //! Every operation is idempotent and may be cut off between any two calls: whatever it leaves carries the instance's name
 //! or alias, so that the next attempt, or `RemoveInstance`, finds it. Nothing here touches an interface without that mark.
 
-use super::host::{Host, HostError, Link, LinkChange, LinkKind};
-use super::nft::{DockerRule, rules};
+use super::host::{Host, HostError, Link, LinkChange, LinkKind, Route};
+use super::nft::{FOREIGN_CHAINS, ForeignChain, KnownRule, Passage, rules};
 use super::validate::{
-    BridgeName, CheckedGrant, CheckedOperation, CheckedSubnet, CheckedTap, Instance, Invalid, check,
+    BridgeName, CheckedGrant, CheckedOperation, CheckedSubnet, CheckedTap, Instance, Invalid, PREFIX6, check,
 };
 use messages::error::{ErrorKind, WireError};
 use messages::frame::build_id;
 use messages::ids::InterfaceName;
 use messages::privileged::{PrivilegedOperation, PrivilegedReply, TapNumber};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 
 /// Routes shorter than this are ways to everywhere, not networks: the default route, or a VPN's two halves of it.
 const NETWORK_PREFIX_MIN: u8 = 4;
+/// The same for IPv6: fc00::/7, for one, which a VPN may send somewhere, is not one network.
+const NETWORK6_PREFIX_MIN: u8 = 16;
 
 /// Why an operation was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +35,7 @@ pub enum OperationError {
     #[error("the nftables table `{0}` does not exist")]
     NoTable(String),
     #[error("the subnet {network}/{prefix} overlaps the host's route to {route}/{route_prefix}")]
-    Overlap { network: Ipv4Addr, prefix: u8, route: Ipv4Addr, route_prefix: u8 },
+    Overlap { network: IpAddr, prefix: u8, route: IpAddr, route_prefix: u8 },
     #[error("the bridge `{0}` does not have the address {1}")]
     NoAddress(InterfaceName, Ipv4Addr),
     #[error("the host's resolver does not send .vm here: {0}")]
@@ -57,7 +59,7 @@ impl From<OperationError> for WireError {
             OperationError::PortTaken(_) => Self::from_error(ErrorKind::Conflict, &error)
                 .hint("`sudo ss -lnp 'sport = :53'` names it; it must not listen on all addresses"),
             OperationError::Overlap { .. } => Self::from_error(ErrorKind::Conflict, &error)
-                .hint("set `cidr` (and `bridge_ip`) in the config to a private network that this host does not use"),
+                .hint("set `cidr` (and `bridge_ip`), or `cidr6`, in the config to a private network that this host does not use"),
             OperationError::Host(_) | OperationError::Names(_) => Self::from_error(ErrorKind::Host, &error),
         }
     }
@@ -139,7 +141,7 @@ impl<H: Host> Operations<H> {
         subnet: CheckedSubnet,
     ) -> Result<Link, OperationError> {
         let link = self.required_bridge(instance, bridge).await?;
-        let wanted = (subnet.gateway(), subnet.prefix());
+        let wanted = (IpAddr::V4(subnet.gateway()), subnet.prefix());
         if self.host.addresses(link.index).await?.contains(&wanted) {
             return Ok(link);
         }
@@ -169,13 +171,16 @@ impl<H: Host> Operations<H> {
             Some(link) => link,
             None => self.make_bridge(instance, bridge).await?,
         };
-        let wanted = (subnet.gateway(), subnet.prefix());
+        if subnet.ipv6().is_some() {
+            self.host.allow_ipv6(bridge.interface()).await?;
+        }
+        let wanted = subnet.own_addresses();
         let addresses = self.host.addresses(link.index).await?;
-        for (address, prefix) in addresses.iter().filter(|has| **has != wanted) {
+        for (address, prefix) in addresses.iter().filter(|has| !wanted.contains(has)) {
             self.host.remove_address(&link, *address, *prefix).await?;
         }
-        if !addresses.contains(&wanted) {
-            self.host.add_address(&link, wanted.0, wanted.1).await?;
+        for (address, prefix) in wanted.iter().filter(|wanted| !addresses.contains(wanted)) {
+            self.host.add_address(&link, *address, *prefix).await?;
         }
         if !link.up {
             self.host.change_link(&link, &LinkChange { up: true, ..LinkChange::default() }).await?;
@@ -212,26 +217,38 @@ impl<H: Host> Operations<H> {
         let former =
             links.iter().filter(|link| is_own_bridge(instance, link) && link.name != bridge.interface().as_str());
         for link in former {
-            self.host.delete_link(link).await?;
+            self.remove_bridge(link).await?;
         }
         Ok(())
     }
 
+    async fn remove_bridge(&mut self, bridge: &Link) -> Result<(), OperationError> {
+        // The host's resolver forgets a link that is gone, too: this is for the moment before.
+        if let Err(error) = self.host.revert_names(bridge).await {
+            tracing::debug!(error, "names of the bridge were not taken back");
+        }
+        if let Err(error) = self.host.distrust_bridge(bridge).await {
+            tracing::debug!(error, "firewalld still lists the bridge");
+        }
+        Ok(self.host.delete_link(bridge).await?)
+    }
+
     async fn refuse_overlap(&mut self, subnet: CheckedSubnet, own: Option<u32>) -> Result<(), OperationError> {
         let routes = self.host.routes().await?;
-        let other = routes.iter().find(|route| {
-            route.prefix >= NETWORK_PREFIX_MIN
-                && (route.interface.is_none() || route.interface != own)
-                && subnet.overlaps(route.destination, route.prefix)
-        });
-        match other {
+        let overlapped = |route: &Route| match route.destination {
+            IpAddr::V4(to) => (route.prefix >= NETWORK_PREFIX_MIN && subnet.overlaps(to, route.prefix))
+                .then(|| (IpAddr::V4(subnet.network()), subnet.prefix())),
+            IpAddr::V6(to) => subnet
+                .ipv6()
+                .filter(|ipv6| route.prefix >= NETWORK6_PREFIX_MIN && ipv6.overlaps(to, route.prefix))
+                .map(|ipv6| (IpAddr::V6(ipv6.network()), PREFIX6)),
+        };
+        let others = routes.iter().filter(|route| route.interface.is_none() || route.interface != own);
+        match others.filter_map(|route| Some((route, overlapped(route)?))).next() {
             None => Ok(()),
-            Some(route) => Err(OperationError::Overlap {
-                network: subnet.network(),
-                prefix: subnet.prefix(),
-                route: route.destination,
-                route_prefix: route.prefix,
-            }),
+            Some((route, (network, prefix))) => {
+                Err(OperationError::Overlap { network, prefix, route: route.destination, route_prefix: route.prefix })
+            }
         }
     }
 
@@ -290,25 +307,41 @@ impl<H: Host> Operations<H> {
 
     async fn ensure_nat(&mut self, instance: Instance, bridge: &BridgeName, subnet: CheckedSubnet) -> Outcome {
         // Rules that drop must never name an interface of somebody else's.
-        self.required_bridge(instance, bridge).await?;
+        let link = self.required_bridge(instance, bridge).await?;
         let rewritten = self.host.replace_tables(&rules::tables(instance, bridge, subnet)).await?;
         self.host.answer_for_guests(bridge.interface()).await?;
-        self.pass_docker(instance, &DockerRule::wanted(instance, bridge)).await?;
+        self.pass_firewalls(instance, |chain| chain.wanted(instance, bridge)).await?;
+        if let Err(error) = self.host.trust_bridge(&link).await {
+            tracing::debug!(error, "firewalld was not asked to let the bridge's traffic pass");
+        }
+        if subnet.ipv6().is_some() {
+            self.host.know_neighbours(&link, &instance.neighbours(subnet)).await?;
+        }
         // Last: a host that forwards without our rules would be open.
         self.host.enable_forwarding().await?;
+        if subnet.ipv6().is_some() {
+            self.host.enable_forwarding6(bridge.interface()).await?;
+        }
         Ok(if rewritten { PrivilegedReply::Rewritten } else { PrivilegedReply::Done }.into())
     }
 
-    /// Makes these the instance's rules in docker's chain for others, where docker has one.
-    async fn pass_docker(&mut self, instance: Instance, wanted: &[DockerRule]) -> Result<(), OperationError> {
-        let Some(known) = self.host.docker_rules().await? else { return Ok(()) };
-        let own: Vec<_> = known.into_iter().filter(|rule| rule.is_of(instance)).collect();
-        let is_wanted = |comment: &str| wanted.iter().any(|rule| rule.comment() == comment);
-        let surplus: Vec<u64> = own.iter().filter(|rule| !is_wanted(&rule.comment)).map(|rule| rule.handle).collect();
-        let missing: Vec<DockerRule> =
-            wanted.iter().filter(|rule| own.iter().all(|has| has.comment != rule.comment())).cloned().collect();
-        if !surplus.is_empty() || !missing.is_empty() {
-            self.host.change_docker_rules(&missing, &surplus).await?;
+    /// Makes these the instance's rules in the chains of other firewalls, where they are.
+    async fn pass_firewalls(
+        &mut self,
+        instance: Instance,
+        wanted: impl Fn(ForeignChain) -> Vec<Passage>,
+    ) -> Result<(), OperationError> {
+        for chain in FOREIGN_CHAINS {
+            let Some(known) = self.host.foreign_rules(chain).await? else { continue };
+            let wanted = wanted(chain);
+            let own: Vec<_> = known.into_iter().filter(|rule| rule.is_of(instance)).collect();
+            let is_wanted = |rule: &KnownRule| wanted.iter().any(|wanted| wanted.comment() == rule.comment);
+            let surplus: Vec<u64> = own.iter().filter(|rule| !is_wanted(rule)).map(|rule| rule.handle).collect();
+            let is_missing = |wanted: &Passage| own.iter().all(|has| has.comment != wanted.comment());
+            let missing: Vec<Passage> = wanted.iter().filter(|wanted| is_missing(wanted)).cloned().collect();
+            if !surplus.is_empty() || !missing.is_empty() {
+                self.host.change_foreign_rules(chain, &missing, &surplus).await?;
+            }
         }
         Ok(())
     }
@@ -331,13 +364,9 @@ impl<H: Host> Operations<H> {
             self.host.delete_link(tap).await?;
         }
         for bridge in links.iter().filter(|link| is_own_bridge(instance, link)) {
-            // The host's resolver forgets a link that is gone, too: this is for the moment before.
-            if let Err(error) = self.host.revert_names(bridge).await {
-                tracing::debug!(error, "names of the bridge were not taken back");
-            }
-            self.host.delete_link(bridge).await?;
+            self.remove_bridge(bridge).await?;
         }
-        self.pass_docker(instance, &[]).await?;
+        self.pass_firewalls(instance, |_| Vec::new()).await?;
         self.host.remove_tables(&instance.table()).await?;
         Ok(())
     }

@@ -7,15 +7,22 @@ use messages::error::{ErrorKind, WireError};
 use messages::ids::{InstanceId, InterfaceName};
 use messages::limits::{GRANTS_MAX, TAPS_MAX};
 use messages::privileged::{
-    Grant, GrantTarget, PrivilegedOperation, Subnet, TapNumber, default_bridge_name, guest_address, guest_mac,
-    guest_taps, interface_alias, table_name, tap_name,
+    Grant, GrantTarget, PrivilegedOperation, Subnet, TapNumber, bridge_mac, default_bridge_name, guest_address,
+    guest_address6, guest_mac, guest_taps, interface_alias, table_name, tap_name,
 };
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The smallest MTU of a tap: what IPv4 asks of every host (RFC 791).
 const MTU_MIN: u16 = 576;
 /// The largest MTU that the kernel's tap driver takes: 65535 less an Ethernet header (`drivers/net/tun.c`).
 const MTU_MAX: u16 = 65521;
+
+/// The prefix of every IPv6 network of guests.
+pub(super) const PREFIX6: u8 = 64;
+/// Where clouds answer to the host by IPv6 with its credentials, in the range that networks of guests are taken from: Amazon's
+/// and Google's.
+pub(super) const METADATA6: [(Ipv6Addr, u8); 2] =
+    [(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0), 32), (Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0), 32)];
 
 /// Why a request was refused before anything was done.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +39,8 @@ pub enum Invalid {
     NotPrivate(Ipv4Addr, u8),
     #[error("{0} is not a host's address in a /{1}")]
     Gateway(Ipv4Addr, u8),
+    #[error("{0}/64 is not a network of unique local addresses (fd00::/8) that guests may have")]
+    Network6(Ipv6Addr),
     #[error("tap {0} has no address in this subnet")]
     NoAddress(u16),
     #[error("a grant of port 0")]
@@ -83,18 +92,20 @@ fn is_derived(name: &str) -> bool {
 pub(super) struct CheckedSubnet {
     gateway: Ipv4Addr,
     prefix: u8,
+    ipv6: Option<CheckedNetwork6>,
 }
 
 impl CheckedSubnet {
     fn check(subnet: Subnet) -> Result<Self, Invalid> {
-        let Subnet { gateway, prefix } = subnet;
+        let Subnet { gateway, prefix, ipv6 } = subnet;
         if !(16..=29).contains(&prefix) {
             return Err(Invalid::Prefix(prefix));
         }
         if !gateway.is_private() {
             return Err(Invalid::NotPrivate(gateway, prefix));
         }
-        let checked = Self { gateway, prefix };
+        let ipv6 = ipv6.map(CheckedNetwork6::check).transpose()?;
+        let checked = Self { gateway, prefix, ipv6 };
         let host_part = u32::from(gateway) & !mask(prefix);
         if host_part == 0 || host_part == !mask(prefix) {
             return Err(Invalid::Gateway(gateway, prefix));
@@ -126,8 +137,21 @@ impl CheckedSubnet {
         guest_address(self.wire(), tap.0)
     }
 
+    /// The guests' IPv6 network, where they have one.
+    #[must_use]
+    pub(super) fn ipv6(self) -> Option<CheckedNetwork6> {
+        self.ipv6
+    }
+
+    /// The bridge's own addresses.
+    #[must_use]
+    pub(super) fn own_addresses(self) -> Vec<(IpAddr, u8)> {
+        let ipv6 = self.ipv6.map(|network| (IpAddr::V6(network.gateway()), PREFIX6));
+        std::iter::once((IpAddr::V4(self.gateway), self.prefix)).chain(ipv6).collect()
+    }
+
     fn wire(self) -> Subnet {
-        Subnet { gateway: self.gateway, prefix: self.prefix }
+        Subnet { gateway: self.gateway, prefix: self.prefix, ipv6: self.ipv6.map(|network| network.0) }
     }
 
     /// Whether the two networks share an address.
@@ -136,6 +160,46 @@ impl CheckedSubnet {
         let common = mask(self.prefix.min(prefix));
         u32::from(self.gateway) & common == u32::from(network) & common
     }
+}
+
+/// The first address of a /64 of unique local addresses that nobody else is known to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CheckedNetwork6(Ipv6Addr);
+
+impl CheckedNetwork6 {
+    fn check(network: Ipv6Addr) -> Result<Self, Invalid> {
+        let octets = network.octets();
+        let checked = Self(network);
+        let is_metadata = METADATA6.iter().any(|(other, prefix)| checked.overlaps(*other, *prefix));
+        if octets[0] != 0xfd || octets[8..] != [0; 8] || is_metadata {
+            return Err(Invalid::Network6(network));
+        }
+        Ok(checked)
+    }
+
+    /// The network's own address.
+    #[must_use]
+    pub(super) fn network(self) -> Ipv6Addr {
+        self.0
+    }
+
+    /// The bridge's address.
+    #[must_use]
+    pub(super) fn gateway(self) -> Ipv6Addr {
+        Ipv6Addr::from(u128::from(self.0) | 1)
+    }
+
+    /// Whether the two networks share an address.
+    #[must_use]
+    pub(super) fn overlaps(self, network: Ipv6Addr, prefix: u8) -> bool {
+        let common = mask6(prefix.min(PREFIX6));
+        u128::from(self.0) & common == u128::from(network) & common
+    }
+}
+
+/// The network mask of a prefix length of at most 128.
+pub(super) fn mask6(prefix: u8) -> u128 {
+    u128::MAX.checked_shl(128 - u32::from(prefix.min(128))).unwrap_or(0)
 }
 
 /// The network mask of a prefix length of at most 32.
@@ -160,12 +224,10 @@ impl Instance {
         default_bridge_name(self.0)
     }
 
-    /// The bridge's hardware address. Set by hand, it stays: else it would be the lowest of the ports', and change, with
-    /// every tap that comes and goes, under the guests' feet. The first octet says "locally administered".
+    /// The bridge's hardware address.
     #[must_use]
     pub(crate) fn bridge_address(self) -> [u8; 6] {
-        let [a, b, c] = self.0.0;
-        [0x02, a, b, c, 0xff, 0xff]
+        bridge_mac(self.0)
     }
 
     /// Its nftables table.
@@ -185,6 +247,12 @@ impl Instance {
         guest_taps(subnet.wire()).filter_map(move |tap| {
             Some((tap_name(self.0, tap), guest_mac(self.0, tap), guest_address(subnet.wire(), tap)?))
         })
+    }
+
+    /// The IPv6 and hardware addresses of every guest that the network has room for, where guests have IPv6.
+    pub(super) fn neighbours(self, subnet: CheckedSubnet) -> Vec<(Ipv6Addr, [u8; 6])> {
+        let neighbour = |tap| Some((guest_address6(subnet.wire(), tap)?, guest_mac(self.0, tap)));
+        guest_taps(subnet.wire()).filter_map(neighbour).collect()
     }
 
     /// What the names of all its taps begin with, and no other interface's.

@@ -14,6 +14,7 @@ pub(crate) fn view(name: &str, state: VmState) -> VmView {
     VmView {
         net_allow: vec![NetAllow::HostTcp(8080)],
         address: Some("172.16.0.2".parse().unwrap()),
+        address6: Some("fd12:3456:789a::ac10:2".parse().unwrap()),
         labels: vec![("team".into(), "blue".into())],
         ssh_host_key: Some(SshPublicKey([7; 32])),
         ..vm_view(VM, name, state)

@@ -20,7 +20,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 const INSTANCE: InstanceId = InstanceId([0xbe, 0xac, 0x01]);
-const SUBNET: Subnet = Subnet { gateway: Ipv4Addr::new(172, 19, 0, 1), prefix: 24 };
+const SUBNET: Subnet = Subnet { gateway: Ipv4Addr::new(172, 19, 0, 1), prefix: 24, ipv6: None };
 /// What a tap may take that was not made in advance, in milliseconds.
 const TAP_GOAL: f64 = 5.0;
 /// What the rules of [`VMS`] VMs may take, in milliseconds.

@@ -13,12 +13,12 @@ const TWELVE: usize = 12;
 const MEMORY: &str = "256M";
 
 /// Whether a guest can open a TCP connection. A packet that is dropped is waited for in vain.
-fn reaches(case: &Case<'_>, vm: &str, address: &str, port: u16) -> Result<bool, Stop> {
+pub(super) fn reaches(case: &Case<'_>, vm: &str, address: &str, port: u16) -> Result<bool, Stop> {
     let probe = format!("timeout 4 bash -c 'exec 3<>/dev/tcp/{address}/{port}' 2>/dev/null && echo yes || echo no");
     Ok(case.guest(vm, &probe)? == "yes")
 }
 
-fn text(view: &Value, field: &str) -> String {
+pub(super) fn text(view: &Value, field: &str) -> String {
     view[field].as_str().unwrap_or_default().to_owned()
 }
 
@@ -113,7 +113,7 @@ pub(super) fn two_instances(case: &Case<'_>) -> Outcome {
 }
 
 /// The bridges of every instance.
-fn bridges() -> Result<BTreeSet<String>, Stop> {
+pub(super) fn bridges() -> Result<BTreeSet<String>, Stop> {
     Ok(interfaces()?.into_iter().filter(|name| name.starts_with("bb")).collect())
 }
 
@@ -123,7 +123,7 @@ fn interfaces() -> Result<Vec<String>, Stop> {
 }
 
 /// A network outlives its daemon, as its VMs do; `daemon root stop` removes it with the helper, which the other scenarios need.
-fn remove_network(bridge: &str) -> Outcome {
+pub(super) fn remove_network(bridge: &str) -> Outcome {
     let instance = bridge.strip_prefix("bb").unwrap_or(bridge);
     let taps = format!("bt{instance}-");
     for name in interfaces()?.iter().filter(|name| *name == bridge || name.starts_with(&taps)) {

@@ -6,6 +6,7 @@ mod daemon;
 mod docker;
 mod faults;
 mod images;
+mod ipv6;
 mod isolation;
 mod lifecycle;
 pub(crate) mod names;
@@ -44,6 +45,7 @@ pub(crate) const ALL: &[(&str, Code)] = &[
     ("net-nat", network::nat),
     ("dns", names::dns),
     ("isolation", isolation::isolation),
+    ("ipv6", ipv6::ipv6),
     ("twelve", isolation::twelve),
     ("two-instances", isolation::two_instances),
     ("no-helper", network::no_helper),

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-const SUBNET: Subnet = Subnet { gateway: Ipv4Addr::new(127, 0, 9, 1), prefix: 24 };
+const SUBNET: Subnet = Subnet { gateway: Ipv4Addr::new(127, 0, 9, 1), prefix: 24, ipv6: None };
 /// What the issue promises.
 const AT_ONCE: Duration = Duration::from_millis(100);
 

@@ -110,7 +110,7 @@ struct Bridge {
 
 impl Bridge {
     const SUBNET: messages::privileged::Subnet =
-        messages::privileged::Subnet { gateway: Ipv4Addr::new(127, 0, 7, 1), prefix: 24 };
+        messages::privileged::Subnet { gateway: Ipv4Addr::new(127, 0, 7, 1), prefix: 24, ipv6: None };
     const GUEST: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 7, 2));
 
     fn start(upstreams: Vec<SocketAddr>) -> Self {

@@ -10,7 +10,7 @@ use messages::privileged::Subnet;
 use proptest::prelude::*;
 use std::net::{IpAddr, Ipv4Addr};
 
-const SUBNET: Subnet = Subnet { gateway: Ipv4Addr::new(172, 16, 0, 1), prefix: 24 };
+const SUBNET: Subnet = Subnet { gateway: Ipv4Addr::new(172, 16, 0, 1), prefix: 24, ipv6: None };
 
 fn vm(name: &str) -> VmName {
     name.parse().unwrap()
@@ -97,7 +97,7 @@ fn addresses_have_their_names() {
     ] {
         assert_eq!(ask(&zone, name, kind), expected, "{name}");
     }
-    let mut narrow = Zone::new(Some(Subnet { gateway: Ipv4Addr::new(10, 1, 2, 17), prefix: 28 }));
+    let mut narrow = Zone::new(Some(Subnet { gateway: Ipv4Addr::new(10, 1, 2, 17), prefix: 28, ipv6: None }));
     narrow.set(id(1), &vm("web"), vec![v4("10.1.2.18")]);
     assert_eq!(ask(&narrow, "18.2.1.10.in-addr.arpa.", RecordType::PTR), "web.vm.");
     assert_eq!(ask(&narrow, "19.2.1.10.in-addr.arpa.", RecordType::PTR), "no name, 2.1.10.in-addr.arpa.");
@@ -206,4 +206,23 @@ proptest! {
             prop_assert!(matches!(zone.answer(&reverse, DNSClass::IN, RecordType::PTR), Answer::NoName(_)));
         }
     }
+}
+
+#[test]
+fn addresses_of_both_kinds_lead_back_to_the_name() {
+    let network = "fd12:3456:789a::".parse().unwrap();
+    let mut zone = Zone::new(Some(Subnet { ipv6: Some(network), ..SUBNET }));
+    zone.set(id(1), &vm("web"), vec![v4("172.16.0.2"), v4("fd12:3456:789a::ac10:2")]);
+    assert_eq!(ask(&zone, "web.vm.", RecordType::A), "172.16.0.2");
+    assert_eq!(ask(&zone, "web.vm.", RecordType::AAAA), "fd12:3456:789a::ac10:2");
+    let apex = "0.0.0.0.a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa.";
+    let name = format!("2.0.0.0.0.1.c.a.0.0.0.0.0.0.0.0.{apex}");
+    assert_eq!(ask(&zone, &name, RecordType::PTR), "web.vm.");
+    // Nobody's, but of the network: not a question for the world.
+    let nobody = format!("3.0.0.0.0.1.c.a.0.0.0.0.0.0.0.0.{apex}");
+    assert_eq!(ask(&zone, &nobody, RecordType::PTR), format!("no name, {apex}"));
+    let elsewhere = nobody.replace("a.9.8.7", "b.9.8.7");
+    assert_eq!(ask(&zone, &elsewhere, RecordType::PTR), "elsewhere");
+    zone.remove(id(1));
+    assert_eq!(ask(&zone, &name, RecordType::PTR), format!("no name, {apex}"));
 }

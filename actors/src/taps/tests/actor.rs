@@ -1,12 +1,12 @@
 //! The actor: fast leases, a helper that fails or is not there, two hundred VMs, a restart.
 
-use crate::network::{Certainty, EnsureNetwork, Network, NetworkSettings, Uplink, UplinkSource};
+use crate::network::{Certainty, EnsureNetwork, Ipv6Use, Network, NetworkSettings, Uplink, UplinkSource};
 use crate::privileged::Perform;
 use crate::taps::{Lease, PoolFigures, PoolSettings, Return, ReturnAll, TapLease, TapPool, Usage};
 use actix::{Actor, Addr, Context, Handler, ResponseFuture, Supervisor};
 use messages::WireError;
 use messages::error::ErrorKind;
-use messages::guest::GuestNetwork;
+use messages::guest::{GuestNetwork, GuestNetwork6};
 use messages::ids::{InstanceId, VmId};
 use messages::privileged::{
     Grant, GrantTarget, PrivilegedOperation, PrivilegedReply, Subnet, TapNumber, default_bridge_name,
@@ -93,7 +93,12 @@ struct FixedUplink;
 
 impl UplinkSource for FixedUplink {
     fn read(&self) -> Uplink {
-        Uplink { mtu: Some(1400), resolvers: vec![Ipv4Addr::new(192, 168, 1, 1)], own_resolver: None }
+        Uplink {
+            mtu: Some(1400),
+            resolvers: vec![Ipv4Addr::new(192, 168, 1, 1)],
+            own_resolver: None,
+            ipv6: Some(std::net::Ipv6Addr::new(0xfd12, 0, 0, 0, 0, 0, 0, 0)),
+        }
     }
 }
 
@@ -109,7 +114,8 @@ impl Fixture {
         let network = NetworkSettings {
             instance: ONE,
             bridge: default_bridge_name(ONE),
-            subnet: Subnet { gateway: Ipv4Addr::new(172, 16, 0, 1), prefix },
+            subnet: Subnet { gateway: Ipv4Addr::new(172, 16, 0, 1), prefix, ipv6: None },
+            ipv6: Ipv6Use::WithTheHost,
             default_dns: Vec::new(),
         };
         let helper = Helper(Arc::clone(&world)).start();
@@ -184,6 +190,11 @@ fn a_lease_from_a_full_pool_is_quick_and_complete() {
                 gateway: Ipv4Addr::new(172, 16, 0, 1),
                 mtu: Some(1400),
                 resolvers: vec![Ipv4Addr::new(192, 168, 1, 1)],
+                ipv6: Some(GuestNetwork6 {
+                    address: "fd12::172.16.0.2".parse().unwrap(),
+                    gateway: "fd12::1".parse().unwrap(),
+                    gateway_mac: [2, 0xab, 0xcd, 0xef, 0xff, 0xff],
+                }),
             }
         );
     });
@@ -287,7 +298,8 @@ fn a_panic_keeps_the_leases() {
             network: NetworkSettings {
                 instance: ONE,
                 bridge: default_bridge_name(ONE),
-                subnet: Subnet { gateway: Ipv4Addr::new(172, 16, 0, 1), prefix: 24 },
+                subnet: Subnet { gateway: Ipv4Addr::new(172, 16, 0, 1), prefix: 24, ipv6: None },
+                ipv6: Ipv6Use::WithTheHost,
                 default_dns: Vec::new(),
             },
             size: 1,

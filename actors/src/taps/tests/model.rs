@@ -105,7 +105,7 @@ impl Model {
 }
 
 fn subnet(prefix: u8) -> Subnet {
-    Subnet { gateway: Ipv4Addr::new(10, 0, 0, 1), prefix }
+    Subnet { gateway: Ipv4Addr::new(10, 0, 0, 1), prefix, ipv6: None }
 }
 
 proptest! {
@@ -190,7 +190,7 @@ fn a_number_has_an_address_of_its_own_and_never_the_gateways() {
     let count = |prefix| guest_taps(subnet(prefix)).count();
     assert_eq!((count(29), count(28), count(24)), (5, 13, 253));
     assert_eq!(count(16), 1023, "the ports of a bridge");
-    let gateway_inside = Subnet { gateway: Ipv4Addr::new(10, 0, 0, 4), prefix: 29 };
+    let gateway_inside = Subnet { gateway: Ipv4Addr::new(10, 0, 0, 4), prefix: 29, ipv6: None };
     let given: Vec<String> =
         guest_taps(gateway_inside).map(|n| guest_address(gateway_inside, n).unwrap().to_string()).collect();
     assert_eq!(given, ["10.0.0.2", "10.0.0.3", "10.0.0.5", "10.0.0.6"]);

@@ -69,8 +69,8 @@ fn firewalls() -> Vec<Check> {
             "`sudo sysctl net.bridge.bridge-nf-call-iptables=0`, unless something else needs it",
         ));
     }
+    let legacy = std::fs::read_link("/etc/alternatives/iptables").is_ok_and(|to| to.ends_with("iptables-legacy"));
     if Path::new("/sys/class/net/docker0").exists() {
-        let legacy = std::fs::read_link("/etc/alternatives/iptables").is_ok_and(|to| to.ends_with("iptables-legacy"));
         checks.push(if legacy {
             Check::warn(
                 "docker",
@@ -82,18 +82,18 @@ fn firewalls() -> Vec<Check> {
         });
     }
     if read_trimmed("/etc/ufw/ufw.conf").is_some_and(|text| text.lines().any(|line| line.trim() == "ENABLED=yes")) {
-        checks.push(Check::warn(
-            "ufw",
-            "ufw is on and drops forwarded packets unless told otherwise",
-            "`sudo ufw default allow routed`",
-        ));
+        checks.push(if legacy {
+            Check::warn(
+                "ufw",
+                "ufw writes to iptables-legacy and drops what VMs send",
+                "`sudo ufw default allow routed` and `sudo ufw allow in on BRIDGE`",
+            )
+        } else {
+            Check::ok("ufw", "the helper lets VMs pass")
+        });
     }
     if Path::new("/run/firewalld").exists() {
-        checks.push(Check::warn(
-            "firewalld",
-            "firewalld is on and may drop what VMs send",
-            "`sudo firewall-cmd --zone=trusted --add-interface=BRIDGE`",
-        ));
+        checks.push(Check::ok("firewalld", "the helper puts the bridge into the zone `trusted`"));
     }
     checks
 }

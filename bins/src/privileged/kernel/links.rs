@@ -5,15 +5,18 @@ use futures::{Stream, TryStreamExt};
 use messages::ids::InterfaceName;
 use rtnetlink::packet_core::Nla;
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
-use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use rtnetlink::{Error, Handle, LinkBridge, LinkBridgePort, LinkUnspec, RouteMessageBuilder};
+use std::collections::HashSet;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// `IFLA_TUN_OWNER` (linux/if_link.h).
 const TUN_OWNER: u16 = 1;
@@ -95,21 +98,33 @@ fn tap_owner(info: &LinkInfo) -> Option<u32> {
 
 pub(super) async fn routes(handle: &Handle) -> HostResult<Vec<Route>> {
     let message = RouteMessageBuilder::<Ipv4Addr>::new().build();
-    let messages = collect(handle.route().get(message).execute()).await.map_err(failed("list", "routes"))?;
-    Ok(messages.into_iter().filter(|m| m.header.address_family == AddressFamily::Inet).map(describe_route).collect())
+    let mut messages = collect(handle.route().get(message).execute()).await.map_err(failed("list", "routes"))?;
+    let message = RouteMessageBuilder::<Ipv6Addr>::new().build();
+    match collect(handle.route().get(message).execute()).await {
+        Ok(more) => messages.extend(more),
+        // A kernel without IPv6.
+        Err(e) if has_code(&e, libc::EAFNOSUPPORT) || has_code(&e, libc::EOPNOTSUPP) => {}
+        Err(e) => return Err(failed("list", "IPv6 routes")(e)),
+    }
+    Ok(messages.into_iter().filter_map(describe_route).collect())
 }
 
-fn describe_route(message: RouteMessage) -> Route {
-    let mut route =
-        Route { destination: Ipv4Addr::UNSPECIFIED, prefix: message.header.destination_prefix_length, interface: None };
+fn describe_route(message: RouteMessage) -> Option<Route> {
+    let destination = match message.header.address_family {
+        AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => return None,
+    };
+    let mut route = Route { destination, prefix: message.header.destination_prefix_length, interface: None };
     for attribute in message.attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(destination)) => route.destination = destination,
+            RouteAttribute::Destination(RouteAddress::Inet(to)) => route.destination = to.into(),
+            RouteAttribute::Destination(RouteAddress::Inet6(to)) => route.destination = to.into(),
             RouteAttribute::Oif(index) => route.interface = Some(index),
             _ => {}
         }
     }
-    route
+    Some(route)
 }
 
 pub(super) async fn address_messages(handle: &Handle, index: u32) -> HostResult<Vec<AddressMessage>> {
@@ -118,16 +133,18 @@ pub(super) async fn address_messages(handle: &Handle, index: u32) -> HostResult<
         .map_err(failed("list the addresses of interface", index))
 }
 
-pub(super) fn ipv4_address(message: &AddressMessage) -> Option<(Ipv4Addr, u8)> {
-    // `Local` is the interface's own address; `Address` is the peer's on point-to-point links.
+/// An interface's own address; none for the link's, which the kernel gives by itself.
+pub(super) fn own_address(message: &AddressMessage) -> Option<(IpAddr, u8)> {
+    // `Local` is the interface's own IPv4 address; `Address` is the peer's on point-to-point links.
     let local = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+        AddressAttribute::Local(address @ IpAddr::V4(_)) => Some(*address),
+        AddressAttribute::Address(address @ IpAddr::V6(v6)) if !v6.is_unicast_link_local() => Some(*address),
         _ => None,
     })?;
     Some((local, message.header.prefix_len))
 }
 
-/// An interface without an IPv6 address of its own: guests have none, so the host need not be reachable by one.
+/// An interface without an IPv6 address that the kernel gives it: it has the one that is added, or none.
 fn without_ipv6() -> LinkAttribute {
     LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)])])
 }
@@ -197,6 +214,34 @@ pub(super) async fn pin(handle: &Handle, link: &Link, guest: [u8; 6]) -> HostRes
         .map_err(failed("tell the bridge of the guest behind", &link.name))
 }
 
+/// Tells the kernel the hardware addresses of guests, those that it does not know.
+pub(super) async fn know(handle: &Handle, bridge: &Link, neighbours: &[(Ipv6Addr, [u8; 6])]) -> HostResult<()> {
+    let known = collect(handle.neighbours().get().set_address_family(AddressFamily::Inet6).execute()).await;
+    let known = known.map_err(failed("list the neighbours of", &bridge.name))?;
+    let known: HashSet<_> = known.iter().filter_map(|message| permanent_neighbour(message, bridge.index)).collect();
+    for (address, mac) in neighbours.iter().filter(|neighbour| !known.contains(neighbour)) {
+        let add = handle.neighbours().add(bridge.index, IpAddr::V6(*address)).link_layer_address(mac);
+        let add = add.state(NeighbourState::Permanent).replace();
+        add.execute().await.map_err(failed("tell where guests live behind", &bridge.name))?;
+    }
+    Ok(())
+}
+
+fn permanent_neighbour(message: &NeighbourMessage, index: u32) -> Option<(Ipv6Addr, [u8; 6])> {
+    if message.header.ifindex != index || message.header.state != NeighbourState::Permanent {
+        return None;
+    }
+    let address = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(*address),
+        _ => None,
+    })?;
+    let mac = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(mac) => mac.as_slice().try_into().ok(),
+        _ => None,
+    })?;
+    Some((address, mac))
+}
+
 pub(super) async fn delete(handle: &Handle, link: &Link) -> HostResult<()> {
     match handle.link().del(link.index).execute().await {
         Err(e) if !has_code(&e, libc::ENODEV) => Err(failed("remove", &link.name)(e)),
@@ -204,16 +249,22 @@ pub(super) async fn delete(handle: &Handle, link: &Link) -> HostResult<()> {
     }
 }
 
-pub(super) async fn add_address(handle: &Handle, link: &Link, address: Ipv4Addr, prefix: u8) -> HostResult<()> {
-    match handle.address().add(link.index, IpAddr::V4(address), prefix).execute().await {
+pub(super) async fn add_address(handle: &Handle, link: &Link, address: IpAddr, prefix: u8) -> HostResult<()> {
+    let mut add = handle.address().add(link.index, address, prefix);
+    if address.is_ipv6() {
+        // Nobody else can have it, and asking would delay its use.
+        add.message_mut().header.flags = AddressHeaderFlags::Nodad;
+        add.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+    }
+    match add.execute().await {
         Err(e) if !has_code(&e, libc::EEXIST) => Err(failed("give an address to", &link.name)(e)),
         _ => Ok(()),
     }
 }
 
-pub(super) async fn remove_address(handle: &Handle, link: &Link, address: Ipv4Addr, prefix: u8) -> HostResult<()> {
+pub(super) async fn remove_address(handle: &Handle, link: &Link, address: IpAddr, prefix: u8) -> HostResult<()> {
     let messages = address_messages(handle, link.index).await?;
-    for message in messages.into_iter().filter(|m| ipv4_address(m) == Some((address, prefix))) {
+    for message in messages.into_iter().filter(|m| own_address(m) == Some((address, prefix))) {
         match handle.address().del(message).execute().await {
             Err(e) if !has_code(&e, libc::EADDRNOTAVAIL) => {
                 return Err(failed("take an address from", &link.name)(e));

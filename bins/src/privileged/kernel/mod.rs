@@ -1,21 +1,23 @@
 //! The real [`super::host::Host`]: rtnetlink for interfaces, nf_tables batches, the tun driver, and three files under `/proc`.
 
+mod forwarding6;
 mod links;
 mod netfilter;
 
 use super::confine;
 use super::host::{Host, HostError, HostResult, Link, LinkChange, Route};
-use super::nft::{DockerRule, KnownRule, Set, Table};
+use super::nft::{ForeignChain, KnownRule, Passage, Set, Table};
 use super::resolved::NamesKeeper;
 use super::sys;
 use messages::ids::InterfaceName;
 use std::fs::OpenOptions;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-/// With [`IPV4_SETTINGS`], the only files that the helper writes. Constant on purpose: no path crosses the socket.
+/// With [`IPV4_SETTINGS`] and those of [`forwarding6`], the only files that the helper writes. Constant on purpose: no path
+/// crosses the socket.
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 /// Two settings of the bridge lie below it; a bridge's name has no character that means anything in a path.
 const IPV4_SETTINGS: &str = "/proc/sys/net/ipv4";
@@ -62,9 +64,9 @@ impl Host for Kernel {
         links::routes(&self.netlink).await
     }
 
-    async fn addresses(&mut self, index: u32) -> HostResult<Vec<(Ipv4Addr, u8)>> {
+    async fn addresses(&mut self, index: u32) -> HostResult<Vec<(IpAddr, u8)>> {
         let messages = links::address_messages(&self.netlink, index).await?;
-        Ok(messages.iter().filter_map(links::ipv4_address).collect())
+        Ok(messages.iter().filter_map(links::own_address).collect())
     }
 
     async fn create_bridge(&mut self, name: &InterfaceName) -> HostResult<()> {
@@ -89,11 +91,11 @@ impl Host for Kernel {
         links::delete(&self.netlink, link).await
     }
 
-    async fn add_address(&mut self, link: &Link, address: Ipv4Addr, prefix: u8) -> HostResult<()> {
+    async fn add_address(&mut self, link: &Link, address: IpAddr, prefix: u8) -> HostResult<()> {
         links::add_address(&self.netlink, link, address, prefix).await
     }
 
-    async fn remove_address(&mut self, link: &Link, address: Ipv4Addr, prefix: u8) -> HostResult<()> {
+    async fn remove_address(&mut self, link: &Link, address: IpAddr, prefix: u8) -> HostResult<()> {
         links::remove_address(&self.netlink, link, address, prefix).await
     }
 
@@ -110,8 +112,28 @@ impl Host for Kernel {
         self.names.revert(link.index).await
     }
 
+    async fn trust_bridge(&mut self, link: &Link) -> Result<(), String> {
+        self.names.trust(link.index).await
+    }
+
+    async fn distrust_bridge(&mut self, link: &Link) -> Result<(), String> {
+        self.names.distrust(link.index).await
+    }
+
     async fn enable_forwarding(&mut self) -> HostResult<()> {
         set_switch(Path::new(IP_FORWARD), "1")
+    }
+
+    async fn allow_ipv6(&mut self, bridge: &InterfaceName) -> HostResult<()> {
+        forwarding6::allow(bridge)
+    }
+
+    async fn know_neighbours(&mut self, bridge: &Link, neighbours: &[(Ipv6Addr, [u8; 6])]) -> HostResult<()> {
+        links::know(&self.netlink, bridge, neighbours).await
+    }
+
+    async fn enable_forwarding6(&mut self, bridge: &InterfaceName) -> HostResult<()> {
+        forwarding6::enable(bridge)
     }
 
     async fn answer_for_guests(&mut self, bridge: &InterfaceName) -> HostResult<()> {
@@ -134,12 +156,13 @@ impl Host for Kernel {
         }
     }
 
-    async fn docker_rules(&mut self) -> HostResult<Option<Vec<KnownRule>>> {
-        netfilter::docker_rules().map_err(|e| HostError::new("read the rules of", "DOCKER-USER", e))
+    async fn foreign_rules(&mut self, chain: ForeignChain) -> HostResult<Option<Vec<KnownRule>>> {
+        netfilter::foreign_rules(chain).map_err(|e| HostError::new("read the rules of", chain.name, e))
     }
 
-    async fn change_docker_rules(&mut self, add: &[DockerRule], remove: &[u64]) -> HostResult<()> {
-        netfilter::change_docker_rules(add, remove).map_err(|e| HostError::new("change the rules of", "DOCKER-USER", e))
+    async fn change_foreign_rules(&mut self, chain: ForeignChain, add: &[Passage], remove: &[u64]) -> HostResult<()> {
+        let changed = netfilter::change_foreign_rules(chain, add, remove);
+        changed.map_err(|e| HostError::new("change the rules of", chain.name, e))
     }
 
     async fn remove_tables(&mut self, name: &str) -> HostResult<()> {

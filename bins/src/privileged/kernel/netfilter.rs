@@ -1,7 +1,7 @@
 //! Sends nf_tables batches and questions, and reads the kernel's verdict. Knows nothing of what they say.
 
 use crate::privileged::nft::encode::{self, Batch, FinishedBatch};
-use crate::privileged::nft::{DockerRule, KnownRule, Layer, Set, Table, answers};
+use crate::privileged::nft::{ForeignChain, KnownRule, Layer, Passage, Set, Table, answers};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt, socket, sockopt,
@@ -39,18 +39,18 @@ pub(super) fn replace(tables: &[Table]) -> io::Result<bool> {
     Ok(!there)
 }
 
-/// The rules of docker's chain for others; none where there is no such chain.
-pub(super) fn docker_rules() -> io::Result<Option<Vec<KnownRule>>> {
-    if ask(&encode::docker_chain_question(), Answer::One)?.is_empty() {
+/// The rules of a chain of another firewall's; none where there is no such chain.
+pub(super) fn foreign_rules(chain: ForeignChain) -> io::Result<Option<Vec<KnownRule>>> {
+    if ask(&encode::chain_question(chain), Answer::One)?.is_empty() {
         return Ok(None);
     }
-    let messages = ask(&encode::docker_rules_question(), Answer::Dump)?;
+    let messages = ask(&encode::rules_question(chain), Answer::Dump)?;
     Ok(Some(messages.iter().filter_map(|message| answers::rule(message)).collect()))
 }
 
-/// Adds rules to docker's chain for others and removes some, in one transaction.
-pub(super) fn change_docker_rules(add: &[DockerRule], remove: &[u64]) -> io::Result<()> {
-    perform(&Batch::docker(add, remove))
+/// Adds rules to such a chain and removes some, in one transaction.
+pub(super) fn change_foreign_rules(chain: ForeignChain, add: &[Passage], remove: &[u64]) -> io::Result<()> {
+    perform(&Batch::passages(chain, add, remove))
 }
 
 /// How many messages answer a question.

@@ -5,7 +5,7 @@
 //! and sends nothing.
 
 use super::attributes::Attributes;
-use super::{Chain, ChainKind, DockerRule, Field, Layer, Rule, Set, Table, Value, expressions};
+use super::{Chain, ChainKind, Field, ForeignChain, Layer, Passage, Protocols, Rule, Set, Table, Value, expressions};
 use messages::ids::InterfaceName;
 
 const SUBSYSTEM: u16 = 10;
@@ -33,9 +33,9 @@ const FAMILY_NONE: u8 = 0;
 const FAMILY_INET: u8 = 1;
 const FAMILY_IPV4: u8 = 2;
 const FAMILY_BRIDGE: u8 = 7;
-/// Where docker leaves room for the rules of others (docs.docker.com, "Packet filtering and firewalls").
-const DOCKER_TABLE: &str = "filter";
-const DOCKER_CHAIN: &str = "DOCKER-USER";
+const FAMILY_IPV6: u8 = 10;
+/// The table that `iptables` writes to unless told otherwise, and with it docker and ufw.
+const IPTABLES_TABLE: &str = "filter";
 /// `IFNAMSIZ`.
 const INTERFACE_NAME_LEN: usize = 16;
 /// How many elements fit into one message: an attribute holds 64 KiB, an element at most 60 bytes.
@@ -109,23 +109,23 @@ impl Batch {
         batch.end()
     }
 
-    /// Puts rules at the head of a chain of docker's, and removes others from it.
+    /// Puts rules at the head of a chain of another firewall's, and removes others from it.
     #[must_use]
-    pub(crate) fn docker(add: &[DockerRule], remove: &[u64]) -> FinishedBatch {
+    pub(crate) fn passages(chain: ForeignChain, add: &[Passage], remove: &[u64]) -> FinishedBatch {
         let mut batch = Self::begin();
         for handle in remove {
-            batch.change(DELETE_RULE, 0, FAMILY_IPV4, |a| {
-                a.text(1, DOCKER_TABLE);
-                a.text(2, DOCKER_CHAIN);
+            batch.change(DELETE_RULE, 0, foreign_family(chain), |a| {
+                a.text(1, IPTABLES_TABLE);
+                a.text(2, chain.name);
                 a.bytes(3, &handle.to_be_bytes());
             });
         }
         for rule in add {
             // Without the flag that appends.
-            batch.change(NEW_RULE, FLAG_CREATE, FAMILY_IPV4, |a| {
-                a.text(1, DOCKER_TABLE);
-                a.text(2, DOCKER_CHAIN);
-                a.nested(4, |list| expressions::docker(list, rule));
+            batch.change(NEW_RULE, FLAG_CREATE, foreign_family(chain), |a| {
+                a.text(1, IPTABLES_TABLE);
+                a.text(2, chain.name);
+                a.nested(4, |list| expressions::passage(list, rule));
                 a.bytes(7, &comment_data(&rule.comment()));
             });
         }
@@ -227,21 +227,21 @@ pub(crate) fn table_question(layer: Layer, name: &str) -> Vec<u8> {
     question(GET_TABLE, FLAG_REQUEST, family(layer), |a| a.text(1, name))
 }
 
-/// Asks for docker's chain.
+/// Asks for a chain of another firewall's.
 #[must_use]
-pub(crate) fn docker_chain_question() -> Vec<u8> {
-    question(GET_CHAIN, FLAG_REQUEST, FAMILY_IPV4, |a| {
-        a.text(1, DOCKER_TABLE);
-        a.text(3, DOCKER_CHAIN);
+pub(crate) fn chain_question(chain: ForeignChain) -> Vec<u8> {
+    question(GET_CHAIN, FLAG_REQUEST, foreign_family(chain), |a| {
+        a.text(1, IPTABLES_TABLE);
+        a.text(3, chain.name);
     })
 }
 
-/// Asks for every rule of docker's chain.
+/// Asks for every rule of such a chain.
 #[must_use]
-pub(crate) fn docker_rules_question() -> Vec<u8> {
-    question(GET_RULE, FLAG_REQUEST | FLAG_DUMP, FAMILY_IPV4, |a| {
-        a.text(1, DOCKER_TABLE);
-        a.text(2, DOCKER_CHAIN);
+pub(crate) fn rules_question(chain: ForeignChain) -> Vec<u8> {
+    question(GET_RULE, FLAG_REQUEST | FLAG_DUMP, foreign_family(chain), |a| {
+        a.text(1, IPTABLES_TABLE);
+        a.text(2, chain.name);
     })
 }
 
@@ -255,6 +255,13 @@ fn family(layer: Layer) -> u8 {
     match layer {
         Layer::Host => FAMILY_INET,
         Layer::Bridge => FAMILY_BRIDGE,
+    }
+}
+
+fn foreign_family(chain: ForeignChain) -> u8 {
+    match chain.protocols {
+        Protocols::Ipv4 => FAMILY_IPV4,
+        Protocols::Ipv6 => FAMILY_IPV6,
     }
 }
 

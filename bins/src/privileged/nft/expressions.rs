@@ -5,10 +5,12 @@
 
 use super::attributes::Attributes;
 use super::encode::{padded, register_width};
-use super::{Direction, DockerRule, Expression, Family, Load, Matches, Verdict};
-use std::net::Ipv4Addr;
+use super::{Direction, Expression, Family, Load, Matches, Passage, Verdict};
+use crate::privileged::validate::mask6;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
 const REGISTER: u32 = 1;
 const REGISTER_VERDICT: u32 = 0;
 /// `NFT_REG32_00`: the first of the four-byte registers, of which a lookup's parts take as many as they need.
@@ -27,6 +29,10 @@ const ETHER_SOURCE: u32 = 6;
 const ETHER_TYPE: u32 = 12;
 const IPV4_SOURCE: u32 = 12;
 const IPV4_DESTINATION: u32 = 16;
+const IPV6_SOURCE: u32 = 8;
+const IPV6_DESTINATION: u32 = 24;
+/// Where the last four bytes of an IPv6 address begin.
+const IPV6_END: u32 = 12;
 /// RFC 826, with hardware addresses of six bytes and protocol addresses of four.
 const ARP_SENDER_MAC: u32 = 8;
 const ARP_SENDER_IPV4: u32 = 14;
@@ -55,9 +61,9 @@ pub(super) fn append(list: &mut Attributes<'_>, expression: &Expression) {
             list.meta(META_OIFNAME, REGISTER);
             list.compare(*matches, &padded(name));
         }
-        Expression::Family(matches, Family::Ipv4) => {
+        Expression::Family(matches, family) => {
             list.meta(META_NFPROTO, REGISTER);
-            list.compare(*matches, &[NFPROTO_IPV4]);
+            list.compare(*matches, &[if *family == Family::Ipv4 { NFPROTO_IPV4 } else { NFPROTO_IPV6 }]);
         }
         Expression::EtherType(kind) => {
             list.payload(PAYLOAD_LINK, ETHER_TYPE, 2, REGISTER);
@@ -72,10 +78,15 @@ pub(super) fn append(list: &mut Attributes<'_>, expression: &Expression) {
         Expression::Destination(matches, network, prefix) => {
             list.network(IPV4_DESTINATION, *matches, *network, *prefix);
         }
+        Expression::Source6(matches, network, prefix) => list.network6(IPV6_SOURCE, *matches, *network, *prefix),
+        Expression::Destination6(matches, network, prefix) => {
+            list.network6(IPV6_DESTINATION, *matches, *network, *prefix);
+        }
         Expression::Protocol(protocol) => {
             list.meta(META_L4PROTO, REGISTER);
             list.compare(Matches::Is, &[*protocol as u8]);
         }
+        Expression::Icmpv6(message) => list.transport_byte(0, *message as u8),
         Expression::IcmpRedirect => list.transport_byte(0, ICMP_REDIRECT),
         Expression::DestinationPort(port) => {
             list.payload(PAYLOAD_TRANSPORT, TRANSPORT_DESTINATION, 2, REGISTER);
@@ -103,7 +114,7 @@ pub(super) fn append(list: &mut Attributes<'_>, expression: &Expression) {
 
 /// Appends what accepts a direction of a bridge's traffic, in expressions that `iptables` can read back: else it would refuse
 /// the whole table from then on.
-pub(super) fn docker(list: &mut Attributes<'_>, rule: &DockerRule) {
+pub(super) fn passage(list: &mut Attributes<'_>, rule: &Passage) {
     let key = match rule.direction {
         Direction::FromGuests => META_IIFNAME,
         Direction::ToGuests => META_OIFNAME,
@@ -142,7 +153,7 @@ impl Attributes<'_> {
         self.element("bitwise", |a| {
             a.number(1, REGISTER);
             a.number(2, REGISTER);
-            a.number(3, u32::try_from(mask.len()).expect("at most four"));
+            a.number(3, u32::try_from(mask.len()).expect("at most sixteen"));
             a.nested(4, |data| data.bytes(1, mask));
             a.nested(5, |data| data.bytes(1, &vec![0; mask.len()]));
         });
@@ -161,6 +172,14 @@ impl Attributes<'_> {
         if prefix < 32 {
             let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
             self.mask(&mask.to_be_bytes());
+        }
+        self.compare(matches, &network.octets());
+    }
+
+    fn network6(&mut self, offset: u32, matches: Matches, network: Ipv6Addr, prefix: u8) {
+        self.payload(PAYLOAD_NETWORK, offset, 16, REGISTER);
+        if prefix < 128 {
+            self.mask(&mask6(prefix).to_be_bytes());
         }
         self.compare(matches, &network.octets());
     }
@@ -185,6 +204,8 @@ impl Attributes<'_> {
                 Load::EtherSource => self.part(PAYLOAD_LINK, ETHER_SOURCE, 6, register),
                 Load::Ipv4Source => self.part(PAYLOAD_NETWORK, IPV4_SOURCE, 4, register),
                 Load::Ipv4Destination => self.part(PAYLOAD_NETWORK, IPV4_DESTINATION, 4, register),
+                Load::Ipv6SourceEnd => self.part(PAYLOAD_NETWORK, IPV6_SOURCE + IPV6_END, 4, register),
+                Load::Ipv6DestinationEnd => self.part(PAYLOAD_NETWORK, IPV6_DESTINATION + IPV6_END, 4, register),
                 Load::ArpSenderMac => self.part(PAYLOAD_NETWORK, ARP_SENDER_MAC, 6, register),
                 Load::ArpSenderIpv4 => self.part(PAYLOAD_NETWORK, ARP_SENDER_IPV4, 4, register),
                 Load::DestinationPort => self.part(PAYLOAD_TRANSPORT, TRANSPORT_DESTINATION, 2, register),

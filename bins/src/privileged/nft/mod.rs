@@ -6,14 +6,14 @@
 
 pub(super) mod answers;
 mod attributes;
-mod docker;
 pub(super) mod encode;
 mod expressions;
+mod passage;
 pub(super) mod rules;
 mod table;
 
-pub(super) use docker::{Direction, DockerRule, KnownRule};
+pub(super) use passage::{Direction, FOREIGN_CHAINS, ForeignChain, KnownRule, Passage, Protocols};
 pub(super) use table::{
-    Chain, ChainKind, EtherType, Expression, Family, Field, Hook, Layer, Load, Matches, Protocol, Rule, Set, Table,
-    Value, Verdict,
+    Chain, ChainKind, EtherType, Expression, Family, Field, Hook, Icmpv6, Layer, Load, Matches, Protocol, Rule, Set,
+    Table, Value, Verdict,
 };

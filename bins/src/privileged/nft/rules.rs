@@ -6,19 +6,25 @@
 //! rules here see it.
 
 use super::{
-    Chain, ChainKind, EtherType, Expression, Family, Field, Hook, Layer, Load, Matches, Protocol, Rule, Set, Table,
-    Value, Verdict,
+    Chain, ChainKind, EtherType, Expression, Family, Field, Hook, Icmpv6, Layer, Load, Matches, Protocol, Rule, Set,
+    Table, Value, Verdict,
 };
-use crate::privileged::validate::{BridgeName, CheckedGrant, CheckedSubnet, CheckedTarget, Instance};
+use crate::privileged::validate::{
+    BridgeName, CheckedGrant, CheckedNetwork6, CheckedSubnet, CheckedTarget, Instance, METADATA6, PREFIX6,
+};
 use Expression::{
-    ArpForIpv4, ClampSegments, Destination, DestinationPort, End, Established, IcmpRedirect, InputInterface,
-    InputInterfaces, Masquerade, Member, OutputInterface, Source,
+    ArpForIpv4, ClampSegments, Destination, Destination6, DestinationPort, End, Established, IcmpRedirect,
+    InputInterface, InputInterfaces, Masquerade, Member, OutputInterface, Source, Source6,
 };
 use Matches::{Is, IsNot};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Where cloud providers answer with the host's credentials (169.254.169.254), and the rest of its range.
 const LINK_LOCAL: (Ipv4Addr, u8) = (Ipv4Addr::new(169, 254, 0, 0), 16);
+/// The addresses of the link, which a router must not forward to; it would, where the route's link is another.
+const LINK_LOCAL6: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10);
+/// The part of a guest's IPv6 address that is not its IPv4 address, which the sets know.
+const GUESTS_PREFIX6: u8 = 96;
 /// nft's `filter` priority.
 const PRIORITY_FILTER: i32 = 0;
 /// nft's `srcnat` priority.
@@ -27,6 +33,7 @@ const PRIORITY_SOURCE_NAT: i32 = 100;
 const PRIORITY_BRIDGE_FILTER: i32 = -200;
 const DNS_PORT: u16 = 53;
 const IPV4: Expression = Expression::Family(Is, Family::Ipv4);
+const IPV6: Expression = Expression::Family(Is, Family::Ipv6);
 
 /// Who sits behind which tap.
 const GUESTS: &str = "guests";
@@ -76,31 +83,34 @@ fn host(instance: Instance, bridge: &BridgeName, subnet: CheckedSubnet) -> Table
         chains: vec![
             filter("input", Hook::Input, input(&from_guests, subnet)),
             filter("forward", Hook::Forward, forward(&from_guests, &to_guests, subnet)),
-            filter("output", Hook::Output, output(&to_guests)),
+            filter("output", Hook::Output, output(&to_guests, subnet)),
             Chain {
                 name: "postrouting",
                 kind: ChainKind::Nat,
                 hook: Hook::Postrouting,
                 priority: PRIORITY_SOURCE_NAT,
-                // Not what stays in the subnet: the host's own packets to its address there leave by loopback, and would get
-                // the source of another network, which the resolver at that address takes for a stranger's.
-                rules: vec![Rule(vec![
-                    IPV4,
-                    Source(Is, subnet.network(), subnet.prefix()),
-                    Destination(IsNot, subnet.network(), subnet.prefix()),
-                    elsewhere,
-                    Masquerade,
-                ])],
+                rules: masquerade(&elsewhere, subnet),
             },
         ],
     }
+}
+
+/// Not what stays in the subnet: the host's own packets to its address there leave by loopback, and would get the source of
+/// another network, which the resolver at that address takes for a stranger's.
+fn masquerade(elsewhere: &Expression, subnet: CheckedSubnet) -> Vec<Rule> {
+    let (network, prefix) = (subnet.network(), subnet.prefix());
+    let ipv4 = [IPV4, Source(Is, network, prefix), Destination(IsNot, network, prefix)];
+    let ipv6 = subnet.ipv6().map(CheckedNetwork6::network);
+    let ipv6 = ipv6.map(|network| [IPV6, Source6(Is, network, PREFIX6), Destination6(IsNot, network, PREFIX6)]);
+    let rule = |what: [Expression; 3]| Rule(what.into_iter().chain([elsewhere.clone(), Masquerade]).collect());
+    std::iter::once(ipv4).chain(ipv6).map(rule).collect()
 }
 
 fn filter(name: &'static str, hook: Hook, rules: Vec<Rule>) -> Chain {
     Chain { name, kind: ChainKind::Filter, hook, priority: PRIORITY_FILTER, rules }
 }
 
-/// What enters the bridge by a tap: IPv4 and ARP, from the guest behind that tap and in its own name.
+/// What enters the bridge by a tap: IPv4, ARP and, where guests have it, IPv6, from the guest behind that tap and in its own name.
 ///
 /// The set holds every tap that the network has room for, since all of it derives from the tap's number: no guest is ever
 /// without its rule, and a lease changes nothing here.
@@ -115,7 +125,7 @@ fn frames(instance: Instance, subnet: CheckedSubnet) -> Table {
     let packet = &[Load::InputInterface, Load::EtherSource, Load::Ipv4Source];
     let frame_of_arp = &[Load::InputInterface, Load::EtherSource, Load::ArpSenderIpv4];
     let sender_of_arp = &[Load::InputInterface, Load::ArpSenderMac, Load::ArpSenderIpv4];
-    let rules = vec![
+    let mut rules = vec![
         Rule(vec![InputInterfaces(IsNot, instance.tap_prefix()), accept.clone()]),
         Rule(vec![Expression::EtherType(EtherType::Ipv4), Member(packet, GUESTS), accept.clone()]),
         Rule(vec![
@@ -123,10 +133,15 @@ fn frames(instance: Instance, subnet: CheckedSubnet) -> Table {
             ArpForIpv4,
             Member(frame_of_arp, GUESTS),
             Member(sender_of_arp, GUESTS),
-            accept,
+            accept.clone(),
         ]),
-        Rule(vec![End(Verdict::Drop)]),
     ];
+    if let Some(ipv6) = subnet.ipv6() {
+        let packet6 = &[Load::InputInterface, Load::EtherSource, Load::Ipv6SourceEnd];
+        let own_network = Source6(Is, ipv6.network(), GUESTS_PREFIX6);
+        rules.push(Rule(vec![Expression::EtherType(EtherType::Ipv6), own_network, Member(packet6, GUESTS), accept]));
+    }
+    rules.push(Rule(vec![End(Verdict::Drop)]));
     let (kind, priority) = (ChainKind::Filter, PRIORITY_BRIDGE_FILTER);
     let chain = Chain { name: "prerouting", kind, hook: Hook::Prerouting, priority, rules };
     Table { layer: Layer::Bridge, name: instance.table(), sets: vec![set], chains: vec![chain] }
@@ -147,9 +162,26 @@ fn input(from_guests: &Expression, subnet: CheckedSubnet) -> Vec<Rule> {
         to_gateway(vec![Expression::Protocol(Protocol::Udp), DestinationPort(DNS_PORT)]),
         to_gateway(vec![Expression::Protocol(Protocol::Tcp), DestinationPort(DNS_PORT)]),
         to_gateway(vec![Member(&[Load::Ipv4Source, Load::Protocol, Load::DestinationPort], SERVICES)]),
-        Rule(vec![from_guests.clone(), End(Verdict::Drop)]),
     ]);
+    if let Some(ipv6) = subnet.ipv6() {
+        rules.extend(input6(from_guests, ipv6));
+    }
+    rules.push(Rule(vec![from_guests.clone(), End(Verdict::Drop)]));
     rules
+}
+
+/// The same by IPv6, but names: guests ask for those by IPv4. Where the gateway lives they may ask, wherever that question goes;
+/// what they say of where others live, or of routers, is not heard.
+fn input6(from_guests: &Expression, ipv6: CheckedNetwork6) -> [Rule; 3] {
+    let icmp = |message| [Expression::Protocol(Protocol::Icmpv6), Expression::Icmpv6(message)];
+    let rule = |what: &[Expression]| Rule([&[from_guests.clone(), IPV6], what, &[End(Verdict::Accept)]].concat());
+    let to_gateway = Destination6(Is, ipv6.gateway(), 128);
+    let granted = Member(&[Load::Ipv6SourceEnd, Load::Protocol, Load::DestinationPort], SERVICES);
+    [
+        rule(&icmp(Icmpv6::NeighbourSolicitation)),
+        rule(&[&[to_gateway.clone()][..], &icmp(Icmpv6::EchoRequest)].concat()),
+        rule(&[to_gateway, granted]),
+    ]
 }
 
 /// Through the host: guests out, answers in, between guests only what was granted.
@@ -162,6 +194,11 @@ fn forward(from_guests: &Expression, to_guests: &Expression, subnet: CheckedSubn
         Rule(vec![from_guests.clone(), IPV4, Destination(Is, LINK_LOCAL.0, LINK_LOCAL.1), End(Verdict::Drop)]),
         between(Established),
         between(Member(&[Load::Ipv4Source, Load::Ipv4Destination], PEERS)),
+    ]);
+    if let Some(ipv6) = subnet.ipv6() {
+        rules.extend(forward6(from_guests, to_guests, ipv6));
+    }
+    rules.extend([
         Rule(vec![from_guests.clone(), to_guests.clone(), End(Verdict::Drop)]),
         clamp(from_guests),
         clamp(to_guests),
@@ -172,16 +209,36 @@ fn forward(from_guests: &Expression, to_guests: &Expression, subnet: CheckedSubn
     rules
 }
 
-/// From the host to guests: whatever it likes, but for the advice to talk to another guest directly, which they cannot.
-fn output(to_guests: &Expression) -> Vec<Rule> {
-    let icmp = Expression::Protocol(Protocol::Icmp);
-    vec![Rule(vec![to_guests.clone(), IPV4, icmp, IcmpRedirect, End(Verdict::Drop)])]
+/// The same by IPv6.
+fn forward6(from_guests: &Expression, to_guests: &Expression, ipv6: CheckedNetwork6) -> Vec<Rule> {
+    let never = |(network, prefix)| {
+        Rule(vec![from_guests.clone(), IPV6, Destination6(Is, network, prefix), End(Verdict::Drop)])
+    };
+    let between = |what: &[Expression]| {
+        Rule([&[from_guests.clone(), to_guests.clone(), IPV6], what, &[End(Verdict::Accept)]].concat())
+    };
+    let mut rules: Vec<Rule> = METADATA6.into_iter().chain([LINK_LOCAL6]).map(never).collect();
+    let granted = Member(&[Load::Ipv6SourceEnd, Load::Ipv6DestinationEnd], PEERS);
+    rules.push(between(&[Established]));
+    rules.push(between(&[Destination6(Is, ipv6.network(), GUESTS_PREFIX6), granted]));
+    rules
 }
 
-/// Guests have an IPv4 address of the subnet and nothing else; IPv6 is not given to them, so none may come from them.
+/// From the host to guests: whatever it likes, but for the advice to talk to another guest directly, which they cannot.
+fn output(to_guests: &Expression, subnet: CheckedSubnet) -> Vec<Rule> {
+    let icmp = [IPV4, Expression::Protocol(Protocol::Icmp), IcmpRedirect];
+    let icmp6 = [IPV6, Expression::Protocol(Protocol::Icmpv6), Expression::Icmpv6(Icmpv6::Redirect)];
+    let rule = |what: [Expression; 3]| Rule([&[to_guests.clone()][..], &what, &[End(Verdict::Drop)]].concat());
+    std::iter::once(icmp).chain(subnet.ipv6().map(|_| icmp6)).map(rule).collect()
+}
+
+/// Guests have an address of the subnet, one of the IPv6 network where there is one, and nothing else.
 fn honest_source(from_guests: &Expression, subnet: CheckedSubnet) -> Vec<Rule> {
-    vec![
-        Rule(vec![from_guests.clone(), Expression::Family(IsNot, Family::Ipv4), End(Verdict::Drop)]),
-        Rule(vec![from_guests.clone(), IPV4, Source(IsNot, subnet.network(), subnet.prefix()), End(Verdict::Drop)]),
-    ]
+    let ipv6 = match subnet.ipv6() {
+        None => vec![Expression::Family(IsNot, Family::Ipv4)],
+        Some(ipv6) => vec![IPV6, Source6(IsNot, ipv6.network(), GUESTS_PREFIX6)],
+    };
+    let ipv4 = vec![IPV4, Source(IsNot, subnet.network(), subnet.prefix())];
+    let rule = |what: Vec<Expression>| Rule([std::slice::from_ref(from_guests), &what, &[End(Verdict::Drop)]].concat());
+    [ipv6, ipv4].map(rule).into()
 }

@@ -2,7 +2,7 @@
 
 use messages::ids::InterfaceName;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// One table of one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +61,10 @@ pub(crate) enum Load {
     Ipv4Destination,
     Protocol,
     DestinationPort,
+    /// The last four bytes of an IPv6 address, which are the guest's IPv4 address; so is the next. Both hold only where the
+    /// packet is known to be IPv6, and say who it is only where the rest of the address is that of the guests' network.
+    Ipv6SourceEnd,
+    Ipv6DestinationEnd,
     /// Holds only after `ArpForIpv4`; so does the next.
     ArpSenderMac,
     ArpSenderIpv4,
@@ -108,6 +112,7 @@ pub(crate) enum Matches {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Family {
     Ipv4,
+    Ipv6,
 }
 
 /// What a frame says that it carries. The values are IEEE's.
@@ -115,6 +120,7 @@ pub(crate) enum Family {
 pub(crate) enum EtherType {
     Ipv4 = 0x0800,
     Arp = 0x0806,
+    Ipv6 = 0x86dd,
 }
 
 /// The transport layer's protocol. The values are IANA's.
@@ -123,6 +129,15 @@ pub(crate) enum Protocol {
     Icmp = 1,
     Tcp = 6,
     Udp = 17,
+    Icmpv6 = 58,
+}
+
+/// A message of ICMPv6. The values are IANA's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Icmpv6 {
+    EchoRequest = 128,
+    NeighbourSolicitation = 135,
+    Redirect = 137,
 }
 
 /// How a rule ends.
@@ -148,9 +163,15 @@ pub(crate) enum Expression {
     Source(Matches, Ipv4Addr, u8),
     /// As `Source`.
     Destination(Matches, Ipv4Addr, u8),
+    /// Holds only after `Family(Is, Ipv6)` or `EtherType(Ipv6)`: it reads the IPv6 header.
+    Source6(Matches, Ipv6Addr, u8),
+    /// As `Source6`.
+    Destination6(Matches, Ipv6Addr, u8),
     Protocol(Protocol),
     /// Holds only after `Protocol(Icmp)`.
     IcmpRedirect,
+    /// Holds only after `Protocol(Icmpv6)`.
+    Icmpv6(Icmpv6),
     /// Holds only after `Protocol` of TCP or UDP.
     DestinationPort(u16),
     /// What the packet says is an element of the set.
@@ -213,6 +234,8 @@ impl Load {
             Self::Ipv4Destination => "ip daddr",
             Self::Protocol => "meta l4proto",
             Self::DestinationPort => "th dport",
+            Self::Ipv6SourceEnd => "@nh,160,32",
+            Self::Ipv6DestinationEnd => "@nh,288,32",
             Self::ArpSenderMac => "arp saddr ether",
             Self::ArpSenderIpv4 => "arp saddr ip",
         }
@@ -237,13 +260,21 @@ impl fmt::Display for Expression {
             Self::InputInterfaces(m, prefix) => write!(f, "iifname {}\"{prefix}*\"", not(m)),
             Self::OutputInterface(m, name) => write!(f, "oifname {}\"{name}\"", not(m)),
             Self::Family(m, Family::Ipv4) => write!(f, "meta nfproto {}ipv4", not(m)),
+            Self::Family(m, Family::Ipv6) => write!(f, "meta nfproto {}ipv6", not(m)),
             Self::EtherType(EtherType::Ipv4) => write!(f, "ether type ip"),
             Self::EtherType(EtherType::Arp) => write!(f, "ether type arp"),
+            Self::EtherType(EtherType::Ipv6) => write!(f, "ether type ip6"),
             Self::ArpForIpv4 => write!(f, "arp htype 1 arp ptype ip"),
             Self::Source(m, network, prefix) => write!(f, "ip saddr {}{network}/{prefix}", not(m)),
             Self::Destination(m, network, prefix) => write!(f, "ip daddr {}{network}/{prefix}", not(m)),
+            Self::Source6(m, network, prefix) => write!(f, "ip6 saddr {}{network}/{prefix}", not(m)),
+            Self::Destination6(m, network, prefix) => write!(f, "ip6 daddr {}{network}/{prefix}", not(m)),
+            Self::Protocol(Protocol::Icmpv6) => write!(f, "meta l4proto ipv6-icmp"),
             Self::Protocol(protocol) => write!(f, "meta l4proto {}", format!("{protocol:?}").to_lowercase()),
             Self::IcmpRedirect => write!(f, "icmp type redirect"),
+            Self::Icmpv6(Icmpv6::EchoRequest) => write!(f, "icmpv6 type echo-request"),
+            Self::Icmpv6(Icmpv6::NeighbourSolicitation) => write!(f, "icmpv6 type nd-neighbor-solicit"),
+            Self::Icmpv6(Icmpv6::Redirect) => write!(f, "icmpv6 type nd-redirect"),
             Self::DestinationPort(port) => write!(f, "th dport {port}"),
             Self::Member(loads, set) => {
                 let words: Vec<&str> = loads.iter().map(|load| load.words()).collect();

@@ -24,7 +24,7 @@ pub(super) enum Bus {
 }
 
 impl Bus {
-    async fn connect(&self) -> Result<Connection, String> {
+    pub(super) async fn connect(&self) -> Result<Connection, String> {
         let builder = match self {
             Self::System => Builder::system(),
             #[cfg(test)]

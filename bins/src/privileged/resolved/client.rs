@@ -15,7 +15,7 @@ const FLAG: &str = "--keep-names";
 /// Where the system bus is, and the variable that says otherwise (D-Bus specification, "well-known message bus instances").
 const SYSTEM_BUS: &str = "/run/dbus/system_bus_socket";
 const SYSTEM_BUS_VARIABLE: &str = "DBUS_SYSTEM_BUS_ADDRESS";
-/// How long it may take for everything: some calls to systemd-resolved.
+/// How long it may take for everything: some calls to systemd-resolved, or to firewalld.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
 
 /// The names keeper, or why there is none.
@@ -64,6 +64,25 @@ impl NamesKeeper {
         match self {
             Self::Absent(_) => Ok(()),
             Self::Started(..) | Self::Ready(..) => self.ask(Request::Revert { index }).await,
+        }
+    }
+
+    /// Has firewalld, where it runs, let an interface's traffic pass.
+    ///
+    /// # Errors
+    /// A sentence that says why not.
+    pub(in crate::privileged) async fn trust(&mut self, index: u32) -> Result<(), String> {
+        self.ask(Request::Trust { index }).await
+    }
+
+    /// Takes that back; nothing to take back is fine.
+    ///
+    /// # Errors
+    /// A sentence that says why not.
+    pub(in crate::privileged) async fn distrust(&mut self, index: u32) -> Result<(), String> {
+        match self {
+            Self::Absent(_) => Ok(()),
+            Self::Started(..) | Self::Ready(..) => self.ask(Request::Distrust { index }).await,
         }
     }
 

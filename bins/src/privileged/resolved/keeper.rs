@@ -1,11 +1,11 @@
 //! The names keeper: gives up what it does not need, then does what the helper asks until the helper is gone.
 
 use super::bus::Bus;
+use super::firewalld;
 use super::wire::{REQUEST_LEN, Request, encode_answer};
 use crate::privileged::confine::confine_names_keeper;
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
-use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -13,6 +13,8 @@ use std::process::ExitCode;
 
 /// How an interface of banger's is marked (`messages::privileged::interface_alias`).
 const ALIAS: &str = "banger:";
+/// The answer where it is not.
+const FOREIGN: &str = "that interface is no bridge of banger's";
 
 /// The whole life of the process. Its stdin is the helper.
 pub(in crate::privileged) fn main() -> ExitCode {
@@ -20,7 +22,7 @@ pub(in crate::privileged) fn main() -> ExitCode {
         let helper = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
         confine_names_keeper().map_err(io::Error::other)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        serve(helper, &Bus::System, &runtime, is_ours)
+        serve(helper, &Bus::System, &runtime, own_bridge)
     };
     match run() {
         Ok(()) => ExitCode::SUCCESS,
@@ -31,26 +33,35 @@ pub(in crate::privileged) fn main() -> ExitCode {
     }
 }
 
-/// Serves until the helper's end closes, then takes everything back.
+/// Serves until the helper's end closes, then takes back what it set of names. What firewalld was told stays, as taps and
+/// rules do: without it the VMs that run on would lose their connections.
 pub(super) fn serve(
     mut helper: UnixStream,
     bus: &Bus,
     runtime: &tokio::runtime::Runtime,
-    is_ours: fn(u32, Ipv4Addr) -> bool,
+    own_bridge: fn(u32) -> Option<String>,
 ) -> io::Result<()> {
     let mut routed = BTreeSet::new();
     let mut bytes = [0; REQUEST_LEN];
     while helper.read_exact(&mut bytes).is_ok() {
         let result = match Request::decode(bytes) {
-            Some(Request::Route { index, address }) if is_ours(index, address) => {
+            Some(Request::Route { index, address }) if address.is_private() && own_bridge(index).is_some() => {
                 // Before the call: what was half done has to be taken back, too.
                 routed.insert(index);
                 runtime.block_on(bus.route(index, address))
             }
-            Some(Request::Route { .. }) => Err("that interface is no bridge of banger's".to_owned()),
+            Some(Request::Route { .. }) => Err(FOREIGN.to_owned()),
             // Only what was set here is ever reverted.
             Some(Request::Revert { index }) if routed.remove(&index) => runtime.block_on(bus.revert(index)),
             Some(Request::Revert { .. }) => Ok(()),
+            Some(Request::Trust { index }) => match own_bridge(index) {
+                Some(name) => runtime.block_on(firewalld::trust(bus, &name)),
+                None => Err(FOREIGN.to_owned()),
+            },
+            Some(Request::Distrust { index }) => match own_bridge(index) {
+                Some(name) => runtime.block_on(firewalld::distrust(bus, &name)),
+                None => Ok(()),
+            },
             None => break,
         };
         if helper.write_all(&encode_answer(&result)).is_err() {
@@ -65,14 +76,15 @@ pub(super) fn serve(
     Ok(())
 }
 
-/// Whether an interface is a bridge that banger marked; the helper is not believed. Read from the kernel's own files.
-fn is_ours(index: u32, address: Ipv4Addr) -> bool {
-    let Ok(entries) = std::fs::read_dir("/sys/class/net") else { return false };
+/// The name of an interface, if it is a bridge that banger marked; the helper is not believed. Read from the kernel's own files.
+fn own_bridge(index: u32) -> Option<String> {
+    let entries = std::fs::read_dir("/sys/class/net").ok()?;
     let read = |path: &Path, file: &str| std::fs::read_to_string(path.join(file)).unwrap_or_default();
-    address.is_private()
-        && entries.flatten().map(|entry| entry.path()).any(|path| {
-            read(&path, "ifindex").trim() == index.to_string()
-                && path.join("bridge").is_dir()
-                && read(&path, "ifalias").starts_with(ALIAS)
-        })
+    let is_ours = |path: &Path| {
+        read(path, "ifindex").trim() == index.to_string()
+            && path.join("bridge").is_dir()
+            && read(path, "ifalias").starts_with(ALIAS)
+    };
+    let found = entries.flatten().map(|entry| entry.path()).find(|path| is_ours(path))?;
+    Some(found.file_name()?.to_str()?.to_owned())
 }

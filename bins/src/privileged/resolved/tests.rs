@@ -1,4 +1,4 @@
-//! The names keeper against a systemd-resolved of the test's own, on a bus of its own. Skipped, and said so, where there is no
+//! The names keeper against a systemd-resolved and a firewalld of the test's own, on a bus of its own. Skipped, and said so, where there is no
 //! `dbus-daemon`.
 
 use super::bus::Bus;
@@ -20,8 +20,8 @@ proptest! {
     fn requests_survive_and_nothing_else_is_one(bytes: [u8; REQUEST_LEN]) {
         match Request::decode(bytes) {
             Some(request @ Request::Route { .. }) => prop_assert_eq!(request.encode(), bytes),
-            Some(request @ Request::Revert { .. }) => prop_assert_eq!(Request::decode(request.encode()), Some(request)),
-            None => prop_assert!(bytes[0] == 0 || bytes[0] > 2),
+            Some(request) => prop_assert_eq!(Request::decode(request.encode()), Some(request)),
+            None => prop_assert!(bytes[0] == 0 || bytes[0] > 4),
         }
     }
 
@@ -37,13 +37,13 @@ proptest! {
 type Told = Arc<Mutex<Vec<String>>>;
 
 /// A bus of the test's own; ends with it.
-struct PrivateBus {
+pub(in crate::privileged) struct PrivateBus {
     daemon: Child,
-    address: String,
+    pub(in crate::privileged) address: String,
 }
 
 impl PrivateBus {
-    fn start() -> Option<Self> {
+    pub(in crate::privileged) fn start() -> Option<Self> {
         let daemon = Command::new("dbus-daemon")
             .args(["--session", "--nofork", "--print-address"])
             .stdout(Stdio::piped())
@@ -67,13 +67,22 @@ impl Drop for PrivateBus {
 
 /// A names keeper in a thread, for a bus; only interface 7 is banger's.
 fn keeper(address: String) -> (NamesKeeper, JoinHandle<()>) {
+    keeper_of(address, |index| (index == 7).then(|| "bb0".to_owned()))
+}
+
+fn keeper_of(address: String, own_bridge: fn(u32) -> Option<String>) -> (NamesKeeper, JoinHandle<()>) {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
     let thread = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        serve(theirs, &Bus::At(address), &runtime, |index, _| index == 7).unwrap();
+        serve(theirs, &Bus::At(address), &runtime, own_bridge).unwrap();
     });
     (NamesKeeper::Started(ours, Command::new("true").spawn().unwrap()), thread)
+}
+
+/// One that takes each interface for the bridge of the packets' tests: `/sys` shows another namespace than theirs.
+pub(in crate::privileged) fn keeper_of_bridges(bus: &PrivateBus) -> NamesKeeper {
+    keeper_of(bus.address.clone(), |_| Some("bbabcdef".to_owned())).0
 }
 
 /// The names of the calls that this systemd-resolved has, an old one; what it is asked for beyond them it does not know.
@@ -176,6 +185,67 @@ async fn a_refusal_is_a_sentence_and_the_next_request_is_served() {
     let service = FakeResolved::start(&bus, false).await;
     keeper.revert(7).await.unwrap();
     assert_eq!(service.told(), ["revert 7"], "what may be half done is taken back");
+    drop(keeper);
+    thread.join().unwrap();
+}
+
+/// A firewalld that knows the zone of one interface; its default zone is `public`.
+async fn fake_firewalld(bus: &PrivateBus, zone: &'static str) -> (Told, tokio::task::JoinHandle<()>) {
+    let connection = zbus::connection::Builder::address(bus.address.as_str()).build().await.unwrap();
+    let mut calls = zbus::MessageStream::from(&connection);
+    connection.request_name("org.fedoraproject.FirewallD1").await.unwrap();
+    let told = Told::default();
+    let noted = Arc::clone(&told);
+    let task = tokio::spawn(async move {
+        let mut zone = zone.to_owned();
+        while let Some(Ok(call)) = calls.next().await {
+            let header = call.header();
+            if header.message_type() != zbus::message::Type::MethodCall {
+                continue;
+            }
+            let (interface, member) = (header.interface().unwrap().to_string(), header.member().unwrap().to_string());
+            let answer = if member == "getDefaultZone" {
+                assert_eq!(interface, "org.fedoraproject.FirewallD1");
+                "public".to_owned()
+            } else {
+                assert_eq!(interface, "org.fedoraproject.FirewallD1.zone");
+                if member == "getZoneOfInterface" {
+                    assert_eq!(call.body().deserialize::<String>().unwrap(), "bb0");
+                } else {
+                    let (to, name) = call.body().deserialize::<(String, String)>().unwrap();
+                    noted.lock().unwrap().push(format!("{member} {to} {name}"));
+                    zone = if member == "changeZoneOfInterface" { to } else { String::new() };
+                }
+                zone.clone()
+            };
+            connection.reply(&header, &answer).await.unwrap();
+        }
+    });
+    (told, task)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn firewalld_is_told_once_and_an_administrators_choice_stands() {
+    let Some(bus) = PrivateBus::start() else { return };
+    let (mut keeper, thread) = keeper(bus.address.clone());
+    // No firewalld: nothing to do.
+    keeper.trust(7).await.unwrap();
+    for (zone, expected) in [
+        ("", &["changeZoneOfInterface trusted bb0", "removeInterface trusted bb0"][..]),
+        ("public", &["changeZoneOfInterface trusted bb0", "removeInterface trusted bb0"]),
+        ("work", &[]),
+    ] {
+        let (told, task) = fake_firewalld(&bus, zone).await;
+        for _ in 0..2 {
+            keeper.trust(7).await.unwrap();
+        }
+        assert_eq!(keeper.trust(8).await.unwrap_err(), "that interface is no bridge of banger's");
+        keeper.distrust(8).await.unwrap();
+        keeper.distrust(7).await.unwrap();
+        assert_eq!(*told.lock().unwrap(), expected, "{zone}");
+        task.abort();
+        task.await.ok();
+    }
     drop(keeper);
     thread.join().unwrap();
 }

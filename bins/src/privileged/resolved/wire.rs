@@ -14,6 +14,10 @@ pub(super) enum Request {
     Route { index: u32, address: Ipv4Addr },
     /// As if it had never been.
     Revert { index: u32 },
+    /// firewalld lets the interface's traffic pass.
+    Trust { index: u32 },
+    /// It is no longer named to firewalld.
+    Distrust { index: u32 },
 }
 
 impl Request {
@@ -21,6 +25,8 @@ impl Request {
         let (kind, index, address) = match self {
             Self::Route { index, address } => (1, index, address),
             Self::Revert { index } => (2, index, Ipv4Addr::UNSPECIFIED),
+            Self::Trust { index } => (3, index, Ipv4Addr::UNSPECIFIED),
+            Self::Distrust { index } => (4, index, Ipv4Addr::UNSPECIFIED),
         };
         let ([i, j, k, l], [a, b, c, d]) = (index.to_le_bytes(), address.octets());
         [kind, i, j, k, l, a, b, c, d]
@@ -32,6 +38,8 @@ impl Request {
         match kind {
             1 => Some(Self::Route { index, address }),
             2 => Some(Self::Revert { index }),
+            3 => Some(Self::Trust { index }),
+            4 => Some(Self::Distrust { index }),
             _ => None,
         }
     }

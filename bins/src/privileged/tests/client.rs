@@ -83,7 +83,8 @@ fn the_sockets_of_port_53_arrive_with_their_answer() {
         let host = Double::default();
         let helper = Helper::start(&host, own_uid());
         let client = PrivilegedClient::new(helper.path.clone()).start();
-        let (bridge, subnet) = (default_bridge_name(ONE), Subnet { gateway: Ipv4Addr::new(172, 16, 0, 1), prefix: 24 });
+        let (bridge, subnet) =
+            (default_bridge_name(ONE), Subnet { gateway: Ipv4Addr::new(172, 16, 0, 1), prefix: 24, ipv6: None });
         let bind = PerformBindDns { instance: ONE, bridge: bridge.clone(), subnet };
         let missing = client.send(bind.clone()).await.unwrap().unwrap_err();
         assert_eq!(missing.kind, ErrorKind::NotFound, "{missing}");

@@ -1,10 +1,10 @@
 //! A host in memory that records every call and can be told which of them fail, and how often.
 
 use crate::privileged::host::{Host, HostError, HostResult, Link, LinkChange, LinkKind, Route};
-use crate::privileged::nft::{DockerRule, KnownRule, Layer, Set, Table};
+use crate::privileged::nft::{ForeignChain, KnownRule, Layer, Passage, Set, Table};
 use messages::ids::InterfaceName;
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) links: BTreeMap<u32, Link>,
-    pub(super) addresses: BTreeMap<u32, Vec<(Ipv4Addr, u8)>>,
+    pub(super) addresses: BTreeMap<u32, Vec<(IpAddr, u8)>>,
     pub(super) routes: Vec<Route>,
     pub(super) isolated: Vec<u32>,
     /// Who the bridge was told lives behind a port.
@@ -21,8 +21,10 @@ pub(super) struct State {
     pub(super) forwarding: bool,
     /// Somebody else has port 53.
     pub(super) port_taken: bool,
-    /// The rules of docker's chain for others, where there is one.
-    pub(super) docker: Option<Vec<KnownRule>>,
+    /// The chains of other firewalls.
+    pub(super) foreign: BTreeMap<&'static str, Vec<KnownRule>>,
+    /// Whom firewalld lets pass, where it runs.
+    pub(super) trusted: Option<Vec<String>>,
     /// Every call, in order: those that only look begin with `?`.
     pub(super) calls: Vec<String>,
     /// How many calls of this name pass from now on, and how many fail after them.
@@ -112,7 +114,7 @@ impl Host for Double {
         self.call("?routes", "", |s| s.routes.clone())
     }
 
-    async fn addresses(&mut self, index: u32) -> HostResult<Vec<(Ipv4Addr, u8)>> {
+    async fn addresses(&mut self, index: u32) -> HostResult<Vec<(IpAddr, u8)>> {
         self.call("?addresses", "", |s| s.addresses.get(&index).cloned().unwrap_or_default())
     }
 
@@ -163,13 +165,13 @@ impl Host for Double {
         })
     }
 
-    async fn add_address(&mut self, link: &Link, address: Ipv4Addr, prefix: u8) -> HostResult<()> {
+    async fn add_address(&mut self, link: &Link, address: IpAddr, prefix: u8) -> HostResult<()> {
         self.call("add_address", &format!("{} {address}/{prefix}", link.name), |s| {
             s.addresses.entry(link.index).or_default().push((address, prefix));
         })
     }
 
-    async fn remove_address(&mut self, link: &Link, address: Ipv4Addr, prefix: u8) -> HostResult<()> {
+    async fn remove_address(&mut self, link: &Link, address: IpAddr, prefix: u8) -> HostResult<()> {
         self.call("remove_address", &format!("{} {address}/{prefix}", link.name), |s| {
             s.addresses.entry(link.index).or_default().retain(|has| *has != (address, prefix));
         })
@@ -196,8 +198,32 @@ impl Host for Double {
         self.call("?revert_names", &link.name, |_| ()).map_err(|error| error.to_string())
     }
 
+    async fn trust_bridge(&mut self, link: &Link) -> Result<(), String> {
+        self.call("?trust_bridge", &link.name, |s| s.trusted.iter_mut().for_each(|names| names.push(link.name.clone())))
+            .map_err(|error| error.to_string())
+    }
+
+    async fn distrust_bridge(&mut self, link: &Link) -> Result<(), String> {
+        self.call("?distrust_bridge", &link.name, |s| {
+            s.trusted.iter_mut().for_each(|names| names.retain(|name| *name != link.name));
+        })
+        .map_err(|error| error.to_string())
+    }
+
     async fn enable_forwarding(&mut self) -> HostResult<()> {
         self.call("enable_forwarding", "", |s| s.forwarding = true)
+    }
+
+    async fn allow_ipv6(&mut self, bridge: &InterfaceName) -> HostResult<()> {
+        self.call("allow_ipv6", bridge.as_str(), |_| ())
+    }
+
+    async fn know_neighbours(&mut self, bridge: &Link, neighbours: &[(Ipv6Addr, [u8; 6])]) -> HostResult<()> {
+        self.call("know_neighbours", &format!("{} {}", bridge.name, neighbours.len()), |_| ())
+    }
+
+    async fn enable_forwarding6(&mut self, bridge: &InterfaceName) -> HostResult<()> {
+        self.call("enable_forwarding6", bridge.as_str(), |_| ())
     }
 
     async fn answer_for_guests(&mut self, bridge: &InterfaceName) -> HostResult<()> {
@@ -216,14 +242,14 @@ impl Host for Double {
         })
     }
 
-    async fn docker_rules(&mut self) -> HostResult<Option<Vec<KnownRule>>> {
-        self.call("?docker_rules", "", |s| s.docker.clone())
+    async fn foreign_rules(&mut self, chain: ForeignChain) -> HostResult<Option<Vec<KnownRule>>> {
+        self.call("?foreign_rules", chain.name, |s| s.foreign.get(chain.name).cloned())
     }
 
-    async fn change_docker_rules(&mut self, add: &[DockerRule], remove: &[u64]) -> HostResult<()> {
-        let comments: Vec<String> = add.iter().map(DockerRule::comment).collect();
-        self.call("change_docker_rules", &format!("add={comments:?} remove={remove:?}"), |s| {
-            let rules = s.docker.as_mut().expect("only a chain that exists is changed");
+    async fn change_foreign_rules(&mut self, chain: ForeignChain, add: &[Passage], remove: &[u64]) -> HostResult<()> {
+        let comments: Vec<String> = add.iter().map(Passage::comment).collect();
+        self.call("change_foreign_rules", &format!("{} add={comments:?} remove={remove:?}", chain.name), |s| {
+            let rules = s.foreign.get_mut(chain.name).expect("only a chain that exists is changed");
             rules.retain(|rule| !remove.contains(&rule.handle));
             for comment in comments.clone() {
                 let handle = rules.iter().map(|rule| rule.handle).max().unwrap_or(0) + 1;

@@ -2,6 +2,7 @@
 
 mod client;
 mod double;
+mod ipv6;
 mod operations;
 mod packets;
 mod properties;

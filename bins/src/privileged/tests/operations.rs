@@ -6,14 +6,15 @@ use crate::privileged::nft::KnownRule;
 use crate::privileged::ops::{OperationError, Operations};
 use messages::ids::InstanceId;
 use messages::privileged::{Grant, GrantTarget, PrivilegedOperation, PrivilegedReply, Subnet, TapNumber};
-use std::net::Ipv4Addr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 
 const OWNER: u32 = 1000;
 const ONE: InstanceId = InstanceId([0xab, 0xcd, 0xef]);
 const OTHER: InstanceId = InstanceId([1, 2, 3]);
 
 fn subnet() -> Subnet {
-    Subnet { gateway: Ipv4Addr::new(172, 16, 0, 1), prefix: 24 }
+    Subnet { gateway: Ipv4Addr::new(172, 16, 0, 1), prefix: 24, ipv6: None }
 }
 
 fn bridge(instance: InstanceId, name: &str) -> PrivilegedOperation {
@@ -93,7 +94,7 @@ async fn every_failure_is_made_good_by_the_next_attempt() {
         "add_address",
         "replace_tables",
         "answer_for_guests",
-        "?docker_rules",
+        "?foreign_rules",
         "enable_forwarding",
         "create_tap",
         "isolate_port",
@@ -183,7 +184,7 @@ async fn a_tap_of_another_user_or_with_another_mark_is_refused() {
 
 #[tokio::test]
 async fn subnets_that_the_host_uses_are_refused() {
-    let route = |a, b, c, d, prefix, interface| Route { destination: Ipv4Addr::new(a, b, c, d), prefix, interface };
+    let route = |a, b, c, d, prefix, interface| Route { destination: IpAddr::from([a, b, c, d]), prefix, interface };
     for other in [
         route(172, 16, 0, 0, 24, Some(9)),
         route(172, 16, 0, 77, 32, Some(9)),
@@ -219,12 +220,12 @@ async fn changed_settings_replace_the_former_ones() {
     host.with(|s| {
         assert!(s.named("br-old").is_none());
         let index = s.named("br-new").unwrap().index;
-        s.addresses.get_mut(&index).unwrap().push((Ipv4Addr::new(172, 17, 0, 1), 16));
+        s.addresses.get_mut(&index).unwrap().push((IpAddr::from([172, 17, 0, 1]), 16));
     });
     done(&host, bridge(ONE, "br-new")).await;
     host.with(|s| {
         let index = s.named("br-new").unwrap().index;
-        assert_eq!(s.addresses[&index], [(Ipv4Addr::new(172, 16, 0, 1), 24)]);
+        assert_eq!(s.addresses[&index], [(IpAddr::from([172, 16, 0, 1]), 24)]);
     });
 }
 
@@ -232,7 +233,7 @@ async fn changed_settings_replace_the_former_ones() {
 async fn two_instances_live_side_by_side() {
     let host = Double::default();
     done(&host, bridge(ONE, "bbabcdef")).await;
-    let other_subnet = Subnet { gateway: Ipv4Addr::new(172, 16, 1, 1), prefix: 24 };
+    let other_subnet = Subnet { gateway: Ipv4Addr::new(172, 16, 1, 1), prefix: 24, ipv6: None };
     let name = "bb010203".parse().unwrap();
     done(&host, PrivilegedOperation::EnsureBridge { instance: OTHER, bridge: name, subnet: other_subnet }).await;
     done(&host, tap(0)).await;
@@ -326,7 +327,7 @@ async fn taps_and_rules_need_the_bridge() {
 }
 
 fn dns(name: &str, gateway: Ipv4Addr) -> PrivilegedOperation {
-    let subnet = Subnet { gateway, prefix: 24 };
+    let subnet = Subnet { gateway, prefix: 24, ipv6: None };
     PrivilegedOperation::BindDns { instance: ONE, bridge: name.parse().unwrap(), subnet }
 }
 
@@ -342,7 +343,7 @@ async fn port_53_is_bound_on_the_own_bridge_only() {
     // Neither an address of the host's elsewhere, nor a bridge of somebody else's.
     host.with(|s| {
         let lan = s.add_link("br-lan", LinkKind::Bridge, None);
-        s.addresses.insert(lan, vec![(Ipv4Addr::new(192, 168, 1, 5), 24)]);
+        s.addresses.insert(lan, vec![(IpAddr::from([192, 168, 1, 5]), 24)]);
         s.calls.clear();
     });
     let elsewhere = perform(&host, &dns("bbabcdef", Ipv4Addr::new(192, 168, 1, 5))).await;
@@ -389,21 +390,27 @@ async fn grants_are_a_whole_state_that_needs_its_table() {
 }
 
 #[tokio::test]
-async fn docker_is_asked_once_and_left_as_it_was() {
+async fn other_firewalls_are_asked_once_and_left_as_they_were() {
     let host = Double::default();
     let theirs = KnownRule { handle: 3, comment: "somebody's".to_owned() };
     let others = KnownRule { handle: 4, comment: "banger:010203 from bb010203".to_owned() };
-    host.with(|s| s.docker = Some(vec![theirs.clone(), others.clone()]));
-    let comments = || host.with(|s| s.docker.iter().flatten().map(|rule| rule.comment.clone()).collect::<Vec<_>>());
+    let before: BTreeMap<_, _> =
+        ["DOCKER-USER", "ufw-before-input"].map(|chain| (chain, vec![theirs.clone(), others.clone()])).into();
+    host.with(|s| (s.foreign, s.trusted) = (before.clone(), Some(Vec::new())));
+    let comments = |chain| host.with(|s| s.foreign[chain].iter().map(|rule| rule.comment.clone()).collect::<Vec<_>>());
     for name in ["br-old", "br-new", "br-new"] {
         done(&host, bridge(ONE, name)).await;
         done(&host, nat(name)).await;
         let from_and_to = ["from", "to"].map(|way| format!("banger:abcdef {way} {name}"));
-        assert_eq!(comments(), [&[theirs.comment.clone(), others.comment.clone()][..], &from_and_to].concat());
+        let found = [&theirs, &others].map(|rule| rule.comment.clone());
+        assert_eq!(comments("DOCKER-USER"), [&found[..], &from_and_to].concat());
+        assert_eq!(comments("ufw-before-input"), [&found[..], &from_and_to[..1]].concat());
+        assert!(host.with(|s| s.trusted.iter().flatten().all(|trusted| trusted == name)), "the former is taken back");
     }
-    assert_eq!(host.with(|s| s.changes().iter().filter(|call| call.starts_with("change_docker")).count()), 2);
+    assert_eq!(host.with(|s| s.trusted.clone().map_or(0, |names| names.len())), 2);
+    assert_eq!(host.with(|s| s.changes().iter().filter(|call| call.starts_with("change_foreign")).count()), 4);
     done(&host, PrivilegedOperation::RemoveInstance { instance: ONE }).await;
-    assert_eq!(host.with(|s| s.docker.clone()), Some(vec![theirs, others]));
+    assert_eq!(host.with(|s| (s.foreign.clone(), s.trusted.clone())), (before, Some(Vec::new())));
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use messages::ids::{InstanceId, InterfaceName};
 use messages::limits::TAPS_MAX;
 use messages::privileged::{Grant, GrantTarget, PrivilegedOperation, Subnet, TapNumber, default_bridge_name};
 use proptest::prelude::*;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 const OWNER: u32 = 1000;
 
@@ -27,7 +27,20 @@ fn interface() -> impl Strategy<Value = InterfaceName> {
 
 fn subnet() -> impl Strategy<Value = Subnet> {
     let address = prop_oneof![any::<u32>().prop_map(Ipv4Addr::from), (0..=255_u8).prop_map(|n| [172, 16, 0, n].into())];
-    (address, any::<u8>()).prop_map(|(gateway, prefix)| Subnet { gateway, prefix: prefix % 40 })
+    let ipv6 = prop_oneof![
+        Just(None),
+        (any::<[u8; 7]>(), any::<bool>()).prop_map(|(middle, whole)| {
+            let mut octets = [0; 16];
+            octets[0] = 0xfd;
+            octets[1..8].copy_from_slice(&middle);
+            octets[15] = u8::from(whole);
+            Some(Ipv6Addr::from(octets))
+        }),
+        any::<u128>().prop_map(|bits| Some(Ipv6Addr::from(bits))),
+        prop::sample::select(vec!["fd00:ec2::", "fd20:ce:0:1::", "fd00:ec3::", "2001:db8::", "fe80::", "::", "fc00::"])
+            .prop_map(|text| Some(text.parse().unwrap())),
+    ];
+    (address, any::<u8>(), ipv6).prop_map(|(gateway, prefix, ipv6)| Subnet { gateway, prefix: prefix % 40, ipv6 })
 }
 
 fn grant() -> impl Strategy<Value = Grant> {
@@ -89,7 +102,14 @@ fn is_acceptable(operation: &PrivilegedOperation) -> bool {
     let subnet_is_fine = |subnet: &Subnet| {
         let [a, b, ..] = subnet.gateway.octets();
         let private = a == 10 || (a == 172 && (16..32).contains(&b)) || (a == 192 && b == 168);
-        if !private || subnet.prefix < 16 || subnet.prefix > 29 {
+        let clouds = ["fd00:0ec2", "fd20:00ce"];
+        let network_is_fine = subnet.ipv6.is_none_or(|network| {
+            let digits = network.segments().map(|segment| format!("{segment:04x}")).join(":");
+            digits.starts_with("fd")
+                && digits.ends_with(":0000:0000:0000:0000")
+                && !clouds.iter().any(|cloud| digits.starts_with(cloud))
+        });
+        if !network_is_fine || !private || subnet.prefix < 16 || subnet.prefix > 29 {
             return false;
         }
         let hosts = 1_u64 << (32 - subnet.prefix);
@@ -144,7 +164,7 @@ proptest! {
     fn what_others_own_is_never_touched(operations in prop::collection::vec(operation(), 1..40)) {
         let host = Double::default();
         let foreign = host.with(|s| {
-            s.routes.push(Route { destination: Ipv4Addr::new(172, 16, 0, 0), prefix: 28, interface: Some(99) });
+            s.routes.push(Route { destination: [172, 16, 0, 0].into(), prefix: 28, interface: Some(99) });
             s.add_link("eth0", LinkKind::Other, None);
             s.add_link("docker0", LinkKind::Bridge, None);
             s.add_link("bt0000aa-1", LinkKind::Tap { owner: Some(0) }, None);

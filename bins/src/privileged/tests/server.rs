@@ -86,7 +86,7 @@ async fn an_owner_is_served() {
     let status = client.ask(7, PrivilegedOperation::Status).await;
     assert_eq!(status.number, 7);
     assert!(matches!(status.result, Ok(PrivilegedReply::Status { owner_uid, .. }) if owner_uid == own_uid()));
-    let subnet = Subnet { gateway: Ipv4Addr::new(8, 8, 8, 8), prefix: 24 };
+    let subnet = Subnet { gateway: Ipv4Addr::new(8, 8, 8, 8), prefix: 24, ipv6: None };
     let instance = InstanceId([1; 3]);
     let bad = PrivilegedOperation::EnsureBridge { instance, bridge: "bb010101".parse().unwrap(), subnet };
     let refused = client.ask(8, bad).await;

@@ -1,12 +1,13 @@
 //! Frames by hand: what a guest sends, honest or not. Nothing here touches a socket.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 pub(super) type Mac = [u8; 6];
 
 pub(super) const BROADCAST: Mac = [0xff; 6];
 const IPV4: u16 = 0x0800;
 const ARP: u16 = 0x0806;
+const IPV6: u16 = 0x86dd;
 
 pub(super) fn ether(from: Mac, to: Mac, kind: u16, payload: &[u8]) -> Vec<u8> {
     [&to[..], &from[..], &kind.to_be_bytes()[..], payload].concat()
@@ -98,4 +99,47 @@ pub(super) fn addresses(frame: &[u8]) -> Option<(Ipv4Addr, Ipv4Addr)> {
     let packet = frame.get(14..34).filter(|_| frame[12..14] == IPV4.to_be_bytes())?;
     let at = |from: usize| Ipv4Addr::from(<[u8; 4]>::try_from(&packet[from..from + 4]).unwrap());
     Some((at(12), at(16)))
+}
+
+/// One end of a conversation by IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct End6 {
+    pub(super) mac: Mac,
+    pub(super) ip: Ipv6Addr,
+}
+
+/// With the hop limit that neighbour discovery asks for (RFC 4861). `check_at` is where the payload has its checksum.
+fn ipv6(from: End6, to: End6, protocol: u8, mut payload: Vec<u8>, check_at: usize) -> Vec<u8> {
+    let length = u16::try_from(payload.len()).unwrap();
+    let pseudo = sum(&from.ip.octets()) + sum(&to.ip.octets()) + u32::from(protocol) + u32::from(length);
+    let check = checksum(pseudo + sum(&payload));
+    payload[check_at..check_at + 2].copy_from_slice(&check);
+    let mut header = vec![0x60, 0, 0, 0];
+    header.extend(length.to_be_bytes());
+    header.extend([protocol, 255]);
+    header.extend(from.ip.octets());
+    header.extend(to.ip.octets());
+    ether(from.mac, to.mac, IPV6, &[&header[..], &payload].concat())
+}
+
+pub(super) fn udp6(from: End6, to: End6, ports: (u16, u16), payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(8 + payload.len()).unwrap();
+    let header = [ports.0.to_be_bytes(), ports.1.to_be_bytes(), length.to_be_bytes(), [0, 0]].concat();
+    ipv6(from, to, 17, [&header[..], payload].concat(), 6)
+}
+
+/// A message of ICMPv6: its type, and what comes after the checksum.
+pub(super) fn icmp6(from: End6, to: End6, kind: u8, body: &[u8]) -> Vec<u8> {
+    ipv6(from, to, 58, [&[kind, 0, 0, 0], body].concat(), 2)
+}
+
+pub(super) fn echo6(from: End6, to: End6, payload: &[u8]) -> Vec<u8> {
+    icmp6(from, to, 128, &[&[0, 1, 0, 1], payload].concat())
+}
+
+/// The addresses of an IPv6 frame.
+pub(super) fn addresses6(frame: &[u8]) -> Option<(Ipv6Addr, Ipv6Addr)> {
+    let packet = frame.get(14..54).filter(|_| frame[12..14] == IPV6.to_be_bytes())?;
+    let at = |from: usize| Ipv6Addr::from(<[u8; 16]>::try_from(&packet[from..from + 16]).unwrap());
+    Some((at(8), at(24)))
 }

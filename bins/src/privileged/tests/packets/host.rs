@@ -1,61 +1,11 @@
-//! The same rules beside what else a host has: docker's firewall, a reload that takes everything, a narrow uplink, many taps.
+//! The same rules beside what else a host has: a reload that takes everything, a narrow uplink, many taps.
 
+use super::firewalls::{has_nft, nat};
 use super::frames::{addresses, syn, udp};
-use super::lab::{AT_UPLINK, Lab, ROUTER, UPLINK, in_a_namespace, ip, skip, subnet, tool};
+use super::lab::{AT_UPLINK, Lab, ROUTER, UPLINK, in_a_namespace, ip, subnet, tool};
 use super::{Fate, ONE, by_gateway, expect};
-use messages::privileged::{Grant, GrantTarget, PrivilegedOperation, PrivilegedReply, TapNumber, default_bridge_name};
-use std::path::Path;
+use messages::privileged::{Grant, GrantTarget, PrivilegedOperation, PrivilegedReply, TapNumber};
 use std::time::{Duration, Instant};
-
-/// What docker leaves on a host: everything that is forwarded is dropped, but for what a chain of others' accepts.
-const DOCKER: &str = "table ip filter {
-  chain DOCKER-USER {
-    counter return
-  }
-  chain FORWARD {
-    type filter hook forward priority filter; policy drop;
-    counter jump DOCKER-USER
-  }
-}";
-
-fn has_nft() -> bool {
-    let found = ["/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft"].iter().any(|path| Path::new(path).exists());
-    if !found {
-        skip("nft is not installed");
-    }
-    found
-}
-
-fn nat(lab: &mut Lab) -> PrivilegedReply {
-    let bridge = default_bridge_name(ONE);
-    lab.perform(&PrivilegedOperation::EnsureNat { instance: ONE, bridge, subnet: subnet(0) }).unwrap()
-}
-
-#[test]
-fn docker_lets_guests_pass_and_is_left_as_it_was() {
-    in_a_namespace(|| {
-        if !has_nft() {
-            return;
-        }
-        let mut lab = Lab::new();
-        tool("nft", &[DOCKER]);
-        let before = tool("nft", &["-s", "list", "ruleset"]);
-        lab.network(ONE, subnet(0));
-        // Waits until it reaches the uplink, which is the point.
-        let a = lab.guest(ONE, subnet(0), 0);
-        let me = lab.end(a);
-        let out = |mark: &[u8]| udp(me, by_gateway(ROUTER), (40_000, 9), mark);
-        tool("nft", &["flush", "chain", "ip", "filter", "DOCKER-USER"]);
-        expect(&lab, "docker alone", a, &out(b"alone"), b"alone", Fate::Dropped);
-        assert_eq!(nat(&mut lab), PrivilegedReply::Done, "our own rules were there all the time");
-        expect(&lab, "accepted again", a, &out(b"again"), b"again", Fate::At(AT_UPLINK));
-        let rules = || tool("nft", &["list", "chain", "ip", "filter", "DOCKER-USER"]).matches("banger:").count();
-        assert_eq!((nat(&mut lab), rules()), (PrivilegedReply::Done, 2), "added once");
-        lab.done(&PrivilegedOperation::RemoveInstance { instance: ONE });
-        tool("nft", &["add", "rule", "ip", "filter", "DOCKER-USER", "counter", "return"]);
-        assert_eq!(tool("nft", &["-s", "list", "ruleset"]), before);
-    });
-}
 
 #[test]
 fn a_reload_of_the_firewall_is_made_good_and_opens_no_bridge() {

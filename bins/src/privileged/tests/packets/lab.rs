@@ -35,7 +35,7 @@ pub(super) const UPLINK: &str = "up0";
 pub(super) const ROUTER: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
 /// The host's address there (RFC 2544's range: nobody's).
 pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
-const ROUTER_MAC: [u8; 6] = [0x0a, 0, 0, 0, 0, 2];
+pub(super) const ROUTER_MAC: [u8; 6] = [0x0a, 0, 0, 0, 0, 2];
 
 /// Runs a test in a namespace of its own, or says that it cannot.
 pub(super) fn in_a_namespace(test: impl FnOnce() + Send + 'static) {
@@ -95,7 +95,7 @@ pub(super) struct Lab {
 }
 
 pub(super) fn subnet(third: u8) -> Subnet {
-    Subnet { gateway: Ipv4Addr::new(172, 16, third, 1), prefix: 24 }
+    Subnet { gateway: Ipv4Addr::new(172, 16, third, 1), prefix: 24, ipv6: None }
 }
 
 /// Where the frames of a port appear: 0 is the uplink.
@@ -104,9 +104,12 @@ pub(super) const AT_UPLINK: At = 0;
 
 impl Lab {
     pub(super) fn new() -> Self {
+        Self::with_names(NamesKeeper::Absent("not in this test".to_owned()))
+    }
+
+    pub(super) fn with_names(names: NamesKeeper) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let kernel =
-            runtime.block_on(async { Kernel::open(NamesKeeper::Absent("not in this test".to_owned())) }).unwrap();
+        let kernel = runtime.block_on(async { Kernel::open(names) }).unwrap();
         let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun").unwrap();
         sys::make_tap(&tun, &UPLINK.parse().unwrap(), 0).unwrap();
         drop(tun);

@@ -1,7 +1,9 @@
 //! The rules, tried with real packets: frames written to real taps, in a network namespace that nobody else sees.
 
+mod firewalls;
 mod frames;
 mod host;
+mod ipv6;
 mod lab;
 
 use frames::{BROADCAST, End, addresses, arp, arp_answer, echo, ether, ipv4, syn, udp};
