@@ -63,6 +63,10 @@ impl<R: Read> Frames<R> {
                 Ok(0) => return Ok(false),
                 Ok(count) => self.end += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // How a socket says that it was closed by somebody who had not read everything: an end as any other.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset && self.start == self.end => {
+                    return Ok(false);
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -119,6 +123,16 @@ mod tests {
         assert!(matches!(frames.next(), Err(FrameError::Frame(frame::FrameError::Truncated))));
         let mut frames = Frames::new(&whole[..2]);
         assert!(matches!(frames.next(), Err(FrameError::Frame(frame::FrameError::Truncated))));
+    }
+
+    #[test]
+    fn whether_the_guest_had_read_everything_before_it_closed_does_not_matter() {
+        for unread in [&b""[..], b"stdin that nobody took"] {
+            let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+            io::Write::write_all(&mut ours, unread).unwrap();
+            drop(theirs);
+            assert!(Frames::new(ours).next().unwrap().is_none(), "{} bytes", unread.len());
+        }
     }
 
     proptest! {
