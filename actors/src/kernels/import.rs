@@ -3,7 +3,7 @@
 
 use super::assemble::{Parts, Wanted, assemble};
 use super::requirements::GuestLink;
-use super::{KernelError, KernelRecord, KernelStore, embedded, modules, vmlinux};
+use super::{KernelError, KernelRecord, KernelStore, embedded, initrd, modules, vmlinux};
 use crate::artifacts::{Cancel, Reporter, Staging, open_file};
 use crate::ext4::{Meta, Tree};
 use messages::image::KernelImport;
@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 /// No configuration is longer, in bytes.
 const CONFIG_MAX: u64 = 4 << 20;
+/// No initramfs is longer, in bytes.
+const INITRD_MAX: u64 = 2 << 30;
 
 /// Makes the kernel that is wanted. Blocks; `cancel` ends it.
 ///
@@ -38,7 +40,12 @@ pub fn import(
         if let Some(given) = &wanted.modules {
             // The version decides which directory is meant; unpacked once more below, which takes a moment only.
             let version = embedded::version(&vmlinux::unpack(&kernel)?).ok_or(KernelError::NoVersion)?;
-            copy(&mut tree, &directory(Path::new(given.as_str()), &version)?, cancel)?;
+            let given = Path::new(given.as_str());
+            if given.is_file() {
+                copy_from_initrd(&mut tree, given, &version, cancel)?;
+            } else {
+                copy(&mut tree, &directory(given, &version)?, cancel)?;
+            }
         }
         let wanted = Wanted {
             name: wanted.name.clone(),
@@ -97,6 +104,17 @@ fn copy(tree: &mut Tree, directory: &Path, cancel: &Cancel) -> Result<(), Kernel
         }
     }
     Ok(())
+}
+
+/// The same, where the modules are in an initramfs.
+fn copy_from_initrd(tree: &mut Tree, path: &Path, version: &str, cancel: &Cancel) -> Result<(), KernelError> {
+    let file = open(path, INITRD_MAX)?;
+    match initrd::read(file, version, tree, cancel) {
+        _ if cancel.is_cancelled() => Err(KernelError::Cancelled),
+        Ok(0) => Err(KernelError::NoModules { path: path.to_owned(), version: version.to_owned() }),
+        Ok(_) => Ok(()),
+        Err(source) => Err(KernelError::io("read", path, source)),
+    }
 }
 
 fn config(path: &Path) -> Result<(String, &'static str), KernelError> {

@@ -14,6 +14,7 @@ mod fixtures;
 pub mod import;
 pub mod index;
 pub mod initramfs;
+mod initrd;
 pub mod messages;
 pub mod modules;
 pub mod pull;

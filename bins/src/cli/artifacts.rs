@@ -132,11 +132,18 @@ pub(super) fn pulled_image(client: &Client, reply: Reply) -> Outcome {
 
 /// Registers a file; a kernel that is given with it gets the image's name, and goes again if the image does not come.
 async fn register(client: &Client, args: RegisterImageArgs) -> Outcome {
-    let RegisterImageArgs { name, rootfs, kernel_ref, kernel, modules, config } = args;
+    let RegisterImageArgs { name, rootfs, kernel_ref, kernel, modules, initrd, config } = args;
     let rootfs = bundle::absolute(&rootfs)?;
     let Some(vmlinux) = kernel else {
         return made(client, RequestBody::RegisterImage { name, rootfs, kernel: kernel_ref }).await;
     };
+    if let (Some(_), Some(initrd)) = (&modules, &initrd) {
+        client.output.remark(&format!(
+            "`{}` is not needed: the modules are given, and guests boot banger's own initramfs",
+            initrd.display()
+        ));
+    }
+    let modules = modules.or(initrd);
     let kernel: KernelName = name.as_str().parse().map_err(|error| Failure::io_only(ErrorKind::Usage, &error))?;
     let import = KernelImport {
         name: kernel.clone(),

@@ -8,6 +8,7 @@ use crate::kernels::requirements::all_built_in;
 use crate::kernels::{COMMAND_LINE, initramfs};
 use messages::reply::Stage;
 use messages::{ErrorKind, WireError};
+use std::io::Write as _;
 use std::process::Command;
 
 const VERSION: &str = "6.9.1-mine";
@@ -100,6 +101,66 @@ impl Place {
     fn modules_again(&self) -> String {
         self.0.path().join("lib/modules").display().to_string()
     }
+}
+
+fn newc(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (name, contents) in files {
+        let mode = if contents.is_empty() { 0o040_755 } else { 0o100_644 };
+        let length = u32::try_from(contents.len()).unwrap();
+        let mut writer = cpio::newc::Builder::new(name).mode(mode).write(bytes, length);
+        writer.write_all(contents).unwrap();
+        bytes = writer.finish().unwrap();
+    }
+    cpio::newc::trailer(bytes).unwrap()
+}
+
+/// As distributions make them: microcode first, plain, filled up with zeros, and then everything else.
+#[test]
+fn modules_are_found_in_an_initramfs_too() {
+    let place = Place::new();
+    let vmlinux = place.write("vmlinux", &kernel(VERSION, Some(&with_modules())));
+    place.modules();
+    let below = place.0.path().join("lib/modules").join(VERSION);
+    let file = |path: &str| fs::read(below.join(path)).unwrap();
+    let names = ["kernel/drivers/block/virtio_blk.ko", "kernel/fs/overlay.ko.zst", "modules.builtin"];
+    let files: Vec<(String, Vec<u8>)> =
+        names.iter().map(|name| (format!("usr/lib/modules/{VERSION}/{name}"), file(name))).collect();
+    let mut members: Vec<(&str, &[u8])> = vec![("init", b"#!/bin/sh"), ("usr", b"")];
+    members.extend(files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())));
+    let main = newc(&members);
+    let mut early = newc(&[("kernel/x86/microcode/GenuineIntel.bin", &[7; 3000])]);
+    early.resize(early.len().next_multiple_of(512) + 1024, 0);
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&main).unwrap();
+    let mut xz = Vec::new();
+    liblzma::read::XzEncoder::new(main.as_slice(), 1).read_to_end(&mut xz).unwrap();
+    let packed = [main.clone(), zstd::encode_all(main.as_slice(), 1).unwrap(), gzip.finish().unwrap(), xz];
+    let mut uuids = Vec::new();
+    for (number, packed) in packed.iter().enumerate() {
+        let initrd = place.write("initrd.img", &[early.as_slice(), packed].concat());
+        let name = format!("from-{number}").parse().unwrap();
+        let import = KernelImport { name, modules: Some(initrd.parse().unwrap()), ..wanted(&vmlinux) };
+        uuids.push(place.import(&import).unwrap().modules_uuid);
+    }
+    assert!(uuids.iter().all(|uuid| *uuid == uuids[0]), "{uuids:?}");
+    let drive = place.store().path("from-0").join("modules.ext4").display().to_string();
+    let listed = Command::new("debugfs").args(["-R", "ls -p /kernel/fs", &drive]).output().unwrap();
+    assert!(String::from_utf8_lossy(&listed.stdout).contains("/overlay.ko.zst/"), "{listed:?}");
+    let left = place.left();
+    for (bytes, said) in [
+        (early.clone(), "holds no modules of kernel"),
+        (b"hello, this is no initramfs".to_vec(), "neither cpio nor packed"),
+        (main[..main.len() / 2].to_vec(), "failed to read"),
+        (packed[1][..packed[1].len() / 2].to_vec(), "failed to read"),
+    ] {
+        let initrd = place.write("initrd.img", &bytes);
+        let import =
+            KernelImport { name: "bad".parse().unwrap(), modules: Some(initrd.parse().unwrap()), ..wanted(&vmlinux) };
+        let error = WireError::from(&place.import(&import).unwrap_err());
+        assert!(error.kind != ErrorKind::Internal && error.to_string().contains(said), "{error}");
+    }
+    assert_eq!(place.left(), left);
 }
 
 #[test]

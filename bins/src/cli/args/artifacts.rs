@@ -90,6 +90,9 @@ pub(in crate::cli) struct RegisterImageArgs {
     /// That kernel's modules.
     #[arg(long, value_name = "DIR", requires = "kernel")]
     pub(in crate::cli) modules: Option<PathBuf>,
+    /// That kernel's initramfs, for the modules in it where `--modules` is absent: guests boot banger's own.
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub(in crate::cli) initrd: Option<PathBuf>,
     /// That kernel's configuration.
     #[arg(long, value_name = "FILE", requires = "kernel")]
     pub(in crate::cli) config: Option<PathBuf>,

@@ -32,7 +32,7 @@ pub(in crate::cli) struct ImportKernelArgs {
     /// The kernel: `vmlinux` of its build, or a bzImage.
     #[arg(long, value_name = "FILE")]
     pub(in crate::cli) vmlinux: PathBuf,
-    /// Its modules: `lib/modules/VERSION`, or the directory that holds it. None when absent: all is built in.
+    /// Its modules: `lib/modules/VERSION`, the directory that holds it, or an initramfs. None when absent: all is built in.
     #[arg(long, value_name = "DIR")]
     pub(in crate::cli) modules: Option<PathBuf>,
     /// The configuration that it was built with, to check what guests need. The one in the kernel when absent.
