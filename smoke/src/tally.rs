@@ -6,6 +6,9 @@
 use std::fmt;
 use std::ops::AddAssign;
 
+/// How nextest's summary begins.
+const NEXTEST: &str = "Summary [";
+
 /// Counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
@@ -32,8 +35,11 @@ impl fmt::Display for Tally {
 pub(crate) fn of_log(text: &str) -> Tally {
     let mut sum = Tally::default();
     let mut summaries = 0;
-    for line in text.lines().map(without_colours) {
-        if let Some(tally) = of_line(line.trim()) {
+    let lines: Vec<String> = text.lines().map(|line| without_colours(line).trim().to_owned()).collect();
+    // nextest quotes what a test that failed printed, its own summary of one test among it, and that more than once.
+    let nextest = lines.iter().any(|line| line.starts_with(NEXTEST));
+    for line in lines.iter().filter(|line| !nextest || line.starts_with(NEXTEST)) {
+        if let Some(tally) = of_line(line) {
             sum += tally;
             summaries += 1;
         }
@@ -47,7 +53,7 @@ pub(crate) fn of_log(text: &str) -> Tally {
 fn of_line(line: &str) -> Option<Tally> {
     // nextest: `Summary [   0.5s] 3 tests run: 2 passed (1 slow), 1 failed, 0 skipped`
     // cargo test: `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; …`; ours: `smoke: 1 passed, 0 failed, 0 skipped`
-    let counts = if line.starts_with("Summary [") {
+    let counts = if line.starts_with(NEXTEST) {
         line.split_once("run: ")?.1
     } else {
         line.strip_prefix("test result: ")
@@ -101,6 +107,14 @@ mod tests {
             ),
             (2, 0, 1)
         );
+    }
+
+    #[test]
+    fn what_nextest_quotes_is_not_counted_again() {
+        let quoted = "test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 9 filtered out\n";
+        let log =
+            format!("FAIL x\n    {quoted}     Summary [ 1s] 9 tests run: 8 passed, 1 failed, 0 skipped\n{quoted}");
+        assert_eq!(counts(&log), (8, 1, 0));
     }
 
     #[test]
