@@ -40,12 +40,16 @@ type Told = Arc<Mutex<Vec<String>>>;
 pub(in crate::privileged) struct PrivateBus {
     daemon: Child,
     pub(in crate::privileged) address: String,
+    /// Of its socket, which a daemon that is killed leaves behind.
+    _directory: tempfile::TempDir,
 }
 
 impl PrivateBus {
     pub(in crate::privileged) fn start() -> Option<Self> {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = format!("--address=unix:path={}", directory.path().join("bus").display());
         let daemon = Command::new("dbus-daemon")
-            .args(["--session", "--nofork", "--print-address"])
+            .args(["--session", "--nofork", "--print-address", &socket])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn();
@@ -55,7 +59,7 @@ impl PrivateBus {
         };
         let mut address = String::new();
         std::io::BufReader::new(daemon.stdout.take().unwrap()).read_line(&mut address).unwrap();
-        Some(Self { daemon, address: address.trim().to_owned() })
+        Some(Self { daemon, address: address.trim().to_owned(), _directory: directory })
     }
 }
 
