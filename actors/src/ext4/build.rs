@@ -1,8 +1,8 @@
 //! Turns a [`Tree`], whose contents lie in their image already, into an ext4 file that is only ever mounted read-only.
 
-use super::tree::{Kind, Node, Special};
-use super::writer::{self, BLOCK, Builder, DATA_START, Handle, Options, Run, WriterError};
-use super::{Ext4Error, Meta, Tree};
+use super::tree::{Kind, Node};
+use super::writer::{BLOCK, Builder, DATA_START, Handle, Options, Run, WriterError};
+use super::{Ext4Error, Tree};
 use std::path::Path;
 use uuid::Uuid;
 
@@ -46,8 +46,7 @@ pub fn build_as(mut tree: Tree, path: &Path, label: Label, digest: &[u8; 32]) ->
     let image = tree.image();
     let end = image.end();
     give_back(&tree, used, end);
-    let too_much = |_| WriterError::TooMuch { what: "blocks", limit: u32::MAX.into() };
-    let data_end = u32::try_from(end / BLOCK).map_err(too_much).map_err(failed)?;
+    let data_end = number(end / BLOCK).map_err(failed)?;
     let size_bytes = builder.finish(image.file(), data_end).map_err(failed)?;
     image.keep(path).map_err(|source| Ext4Error::write(path, source))?;
     Ok(Built { uuid, size_bytes })
@@ -93,7 +92,7 @@ fn declare(tree: &Tree, uuid: Uuid, label: Label) -> Result<(Builder, Vec<Run>),
     let root = builder.root();
     let mut handles: Vec<Option<Handle>> = vec![None; nodes.len()];
     handles[0] = Some(root);
-    builder.set_meta(root, converted(&nodes[0].meta));
+    builder.set_meta(root, nodes[0].meta);
     attributes(&mut builder, root, &nodes[0])?;
 
     // Directories first, then the rest in the order in which its contents lie.
@@ -108,7 +107,7 @@ fn declare(tree: &Tree, uuid: Uuid, label: Label) -> Result<(Builder, Vec<Run>),
             let child = child.node;
             match &nodes[child].kind {
                 Kind::Directory(_) => {
-                    let handle = builder.mkdir(parent, name, converted(&nodes[child].meta))?;
+                    let handle = builder.mkdir(parent, name, nodes[child].meta)?;
                     attributes(&mut builder, handle, &nodes[child])?;
                     stack.push((handle, child));
                 }
@@ -124,16 +123,15 @@ fn declare(tree: &Tree, uuid: Uuid, label: Label) -> Result<(Builder, Vec<Run>),
             continue;
         }
         let node = &nodes[index];
-        let meta = converted(&node.meta);
         let handle = match &node.kind {
             Kind::Directory(_) => unreachable!("directories are no leaves"),
             Kind::File(spooled) => {
                 let run = run(tree.place(spooled), spooled.length)?;
                 used.extend(run);
-                builder.file(parent, name, meta, spooled.length, run.as_slice())?
+                builder.file(parent, name, node.meta, spooled.length, run.as_slice())?
             }
-            Kind::Symlink(target) => builder.symlink(parent, name, meta, target)?,
-            Kind::Special(special) => builder.special(parent, name, meta, converted_special(*special))?,
+            Kind::Symlink(target) => builder.symlink(parent, name, node.meta, target)?,
+            Kind::Special(special) => builder.special(parent, name, node.meta, *special)?,
         };
         attributes(&mut builder, handle, node)?;
         handles[index] = Some(handle);
@@ -143,26 +141,17 @@ fn declare(tree: &Tree, uuid: Uuid, label: Label) -> Result<(Builder, Vec<Run>),
 
 /// The blocks of contents of this length, where there are any.
 fn run(place: u64, length: u64) -> Result<Option<Run>, WriterError> {
-    let too_much = |_| WriterError::TooMuch { what: "blocks", limit: u32::MAX.into() };
-    let start = u32::try_from(place / BLOCK).map_err(too_much)?;
-    u32::try_from(length.div_ceil(BLOCK)).map_err(too_much)?;
-    Ok((length > 0).then(|| Run::whole(start, length)))
+    let (start, blocks) = (number(place / BLOCK)?, number(length.div_ceil(BLOCK))?);
+    Ok((blocks > 0).then_some(Run { logical: 0, start, blocks }))
+}
+
+/// Of a block, or of blocks, as ext4 keeps it.
+fn number(blocks: u64) -> Result<u32, WriterError> {
+    u32::try_from(blocks).map_err(|_| WriterError::TooMuch { what: "blocks", limit: u32::MAX.into() })
 }
 
 fn attributes(builder: &mut Builder, handle: Handle, node: &Node) -> Result<(), WriterError> {
     node.attributes.iter().try_for_each(|(name, value)| builder.attribute(handle, name, value))
-}
-
-const fn converted(meta: &Meta) -> writer::Meta {
-    writer::Meta { mode: meta.mode, uid: meta.uid, gid: meta.gid, mtime: meta.mtime }
-}
-
-const fn converted_special(special: Special) -> writer::Special {
-    match special {
-        Special::Char { major, minor } => writer::Special::Char { major, minor },
-        Special::Block { major, minor } => writer::Special::Block { major, minor },
-        Special::Fifo => writer::Special::Fifo,
-    }
 }
 
 /// By comparison with zeros, which is memcmp's work: a loop over bytes would be the slowest part of a pull.

@@ -8,6 +8,7 @@
 use super::build::{Label, build_as};
 use super::layer::{Layer, What};
 use super::model::{Fault, Item, Kind, Model, View};
+use super::random::Random;
 use super::tree::Kind as NodeKind;
 use super::{Ext4Error, Hashes, ImageFile, Spool, Tree};
 use std::collections::BTreeMap;
@@ -20,32 +21,6 @@ const STACKS: u64 = 2500;
 /// Damaged archives, each a damage of one of those.
 const DAMAGED: u64 = 2500;
 const BLOCK: usize = 512;
-
-/// SplitMix64 (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number Generators"): small, and the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() % end as u64).unwrap()
-    }
-
-    /// True once in so many times.
-    fn once_in(&mut self, times: usize) -> bool {
-        self.below(times) == 0
-    }
-
-    fn of<'a, T: ?Sized>(&mut self, choices: &[&'a T]) -> &'a T {
-        choices[self.below(choices.len())]
-    }
-}
 
 /// Few names, so that entries meet.
 fn name(random: &mut Random) -> Vec<u8> {

@@ -27,4 +27,6 @@ mod differential;
 #[cfg(test)]
 mod model;
 #[cfg(test)]
+mod random;
+#[cfg(test)]
 mod tests;

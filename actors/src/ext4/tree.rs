@@ -9,6 +9,7 @@ use super::Ext4Error;
 use super::image_file::ImageFile;
 use super::layer::{Entry, Layer, What, Whiteout, whiteout};
 use super::spool::{Hashes, Spool, SpoolReader, Spooled};
+pub use super::writer::{Meta, Special};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -25,33 +26,6 @@ const LINKS_MAX: usize = 40;
 const PATH_LENGTH_MAX: usize = 4096;
 /// The longest name (`EXT4_NAME_LEN`, fs/ext4/ext4.h).
 const NAME_LENGTH_MAX: usize = 255;
-
-/// What is known of a file apart from its name and contents.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Meta {
-    /// The twelve permission bits, setuid, setgid and sticky among them.
-    pub mode: u16,
-    pub uid: u32,
-    pub gid: u32,
-    /// Seconds since the epoch, and nanoseconds.
-    pub mtime: (i64, u32),
-}
-
-impl Meta {
-    /// Of root's, with these permissions, at the epoch.
-    #[must_use]
-    pub const fn root(mode: u16) -> Self {
-        Self { mode, uid: 0, gid: 0, mtime: (0, 0) }
-    }
-}
-
-/// Device nodes and their kin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Special {
-    Char { major: u32, minor: u32 },
-    Block { major: u32, minor: u32 },
-    Fifo,
-}
 
 #[derive(Debug)]
 pub(super) enum Kind {

@@ -39,6 +39,14 @@ pub struct Meta {
     pub mtime: (i64, u32),
 }
 
+impl Meta {
+    /// Of root's, with these permissions, at the epoch.
+    #[must_use]
+    pub const fn root(mode: u16) -> Self {
+        Self { mode, uid: 0, gid: 0, mtime: (0, 0) }
+    }
+}
+
 /// What has neither contents nor children.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Special {

@@ -1,4 +1,4 @@
-//! The real [`super::host::Host`]: rtnetlink for interfaces, nf_tables batches, the tun driver, and three files under `/proc`.
+//! The real [`super::host::Host`]: rtnetlink for interfaces, nf_tables batches, the tun driver, and a few files under `/proc`.
 
 mod forwarding6;
 mod links;

@@ -1,26 +1,12 @@
 //! Trees at random, the same ones each time: e2fsck has to be content with each, and debugfs has to find all contents.
 
 use super::*;
+use crate::ext4::random::Random;
 use crate::ext4::writer::{BLOCK, Handle, Special};
 
 const TREES: u64 = 30;
 
-/// SplitMix64 (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number Generators"): small, and the same everywhere.
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() % end as u64).unwrap()
-    }
-
     /// Mostly small, now and then as large as can be.
     fn skewed(&mut self, end: usize) -> usize {
         let bits = self.below(usize::BITS as usize - end.leading_zeros() as usize + 1);
