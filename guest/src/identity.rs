@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 
 /// Runtime files of the agent, host keys among them.
 pub const RUNTIME_DIRECTORY: &str = "/run/banger";
+/// The managed keys, for users other than root: sshd reads it as the user who comes, and nobody else may look into
+/// [`RUNTIME_DIRECTORY`].
+const EVERYBODYS_KEYS: &str = "/run/banger-authorized_keys";
 
 /// Says which part of an identity was not taken over.
 #[derive(Debug, thiserror::Error)]
@@ -106,10 +109,12 @@ fn write_ssh(spec: &BootSpec) -> Result<(), IdentityError> {
         write(&format!("{path}.pub"), format!("{}\n", key.public.trim_end()).as_bytes(), 0o644)?;
         config.push_str(&format!("HostKey {path}\n"));
     }
+    config.push_str(&format!("AuthorizedKeysFile .ssh/authorized_keys {EVERYBODYS_KEYS}\n"));
     write(&format!("{RUNTIME_DIRECTORY}/sshd_config"), config.as_bytes(), 0o600)?;
     if spec.authorized_keys.is_empty() {
         return Ok(());
     }
+    write(EVERYBODYS_KEYS, with_keys("", &spec.authorized_keys).as_bytes(), 0o644)?;
     // What StrictModes wants of every directory on the way.
     directory(Path::new("/root"), 0o700)?;
     own(Path::new("/root"), 0o755)?;
@@ -127,7 +132,6 @@ PermitRootLogin prohibit-password
 PubkeyAuthentication yes
 PasswordAuthentication no
 KbdInteractiveAuthentication no
-AuthorizedKeysFile /root/.ssh/authorized_keys
 StrictModes yes
 UsePAM yes
 PrintMotd no

@@ -205,6 +205,11 @@ impl Running {
         wait_for(&self.stdout, text, deadline)
     }
 
+    /// What stdout has said until now.
+    pub(crate) fn stdout_so_far(&self) -> String {
+        String::from_utf8_lossy(&taken(&self.stdout).0).into_owned()
+    }
+
     /// Sends a signal.
     pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) -> io::Result<()> {
         let pid = i32::try_from(self.child.id()).map_err(io::Error::other)?;

@@ -1,5 +1,7 @@
 //! The user's own ssh and what is built on it, against a guest without a network: everything goes through the VM's socket.
 
+mod editor;
+
 use crate::case::{Case, Outcome, SETTLE, Stop, check};
 use crate::command::{Finished, Input, Program};
 use std::fs;
@@ -45,6 +47,8 @@ fn plain(case: &Case<'_>, vm: &str) -> Outcome {
     files(&tools, &home)?;
     forwards(&tools, &home)?;
     shared(&tools, &home)?;
+    others(&tools)?;
+    editor::editor(&tools)?;
     case.ok(&["ssh-config", "--uninstall"])?;
     let back = fs::read(&config)?;
     check(back == BEFORE, || String::from_utf8_lossy(&back).into_owned())?;
@@ -193,5 +197,14 @@ fn shared(tools: &Tools<'_, '_>, home: &Path) -> Outcome {
         check(done.out() == "shared\n", || done.out())?;
     }
     tools.ok(&["ssh", "-o", &path, "-O", "exit", &tools.host])?;
+    Ok(())
+}
+
+/// A user of the guest's own: let in by the key that lets root in, and by keys of that user's.
+fn others(tools: &Tools<'_, '_>) -> Outcome {
+    tools.ok(&["ssh", &tools.host, "useradd --create-home --shell /bin/bash dev"])?;
+    let dev = format!("dev@{}", tools.host);
+    let done = tools.ok(&["ssh", &dev, "id -un; pwd; test -r /run/banger/sshd_config || echo private"])?;
+    check(done.out() == "dev\n/home/dev\nprivate\n", || done.out())?;
     Ok(())
 }
