@@ -1,18 +1,26 @@
 //! Moves the bytes: one yamux connection per epoch, for as long as the port lasts.
 
 use super::port::{EpochIo, Port, SharedPort, Side};
-use super::{EXTRA_WINDOW, Incoming, MuxStream, OpenError, OpenRequest, STREAMS_MAX};
+use super::{EXTRA_WINDOW, GUEST_STREAMS_MAX, Incoming, MuxStream, OpenError, OpenRequest, STREAMS_MAX};
 use futures::future::poll_fn;
 use std::io;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 /// How long the other side may take to say which port it wants.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 /// Larger frames cost less per byte, above all in an emulated guest; small enough that no stream waits long for another.
 const SPLIT_SEND_SIZE: usize = 60 << 10;
+/// What one side may have above what the other counts: a stream ends here some time after it has ended there.
+const INBOUND_SLACK: usize = 64;
+/// What yamux may count above what we do: it lets go of a stream some time after we have, and ends the whole connection where
+/// one is too many.
+const YAMUX_SLACK: usize = 128;
+/// Between a session that was broken and the next one: a peer that breaks every one of them costs next to nothing.
+const RESTART_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a driver ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,6 +38,10 @@ pub struct Driver<T> {
     side: Side,
     opens: mpsc::Receiver<OpenRequest>,
     arrivals: mpsc::Sender<Incoming>,
+    /// One permit for each stream of ours.
+    outbound: Arc<Semaphore>,
+    /// One permit for each stream of the other side's.
+    inbound: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for OpenRequest {
@@ -41,7 +53,13 @@ impl std::fmt::Debug for OpenRequest {
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
     pub(crate) fn new(port: Port<T>, opens: mpsc::Receiver<OpenRequest>, arrivals: mpsc::Sender<Incoming>) -> Self {
         let side = port.side();
-        Self { port: SharedPort::new(port), side, opens, arrivals }
+        let (ours, theirs) = match side {
+            Side::Host => (STREAMS_MAX, GUEST_STREAMS_MAX),
+            Side::Guest => (GUEST_STREAMS_MAX, STREAMS_MAX),
+        };
+        let outbound = Arc::new(Semaphore::new(ours));
+        let inbound = Arc::new(Semaphore::new(theirs + INBOUND_SLACK));
+        Self { port: SharedPort::new(port), side, opens, arrivals, outbound, inbound }
     }
 
     /// Runs until the port ends. Needs a tokio runtime.
@@ -53,6 +71,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
             let Some(io) = poll_fn(|cx| self.poll_between(cx)).await? else {
                 return Ok(MuxEnd::PortClosed);
             };
+            let epoch = io.epoch();
             let mut connection = yamux::Connection::new(io, config(), mode(self.side));
             let mut waiting = None;
             poll_fn(|cx| self.poll_session(&mut connection, &mut waiting, cx)).await;
@@ -62,6 +81,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
             }
             if self.arrivals.is_closed() && self.opens.is_closed() {
                 return Ok(MuxEnd::Unused);
+            }
+            drop(connection);
+            if self.port.is_in(epoch) {
+                // One side broke yamux, and no new epoch is on its way: without one nothing would ever be said again.
+                tokio::time::sleep(RESTART_PAUSE).await;
+                self.port.restart(epoch);
             }
         }
     }
@@ -91,10 +116,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
                     Poll::Ready(None) | Poll::Pending => break,
                 }
             }
+            let Ok(slot) = self.outbound.clone().try_acquire_owned() else {
+                let request = waiting.take().expect("filled above");
+                drop(request.reply.send(Err(OpenError::TooMany)));
+                continue;
+            };
             match connection.poll_new_outbound(cx) {
                 Poll::Ready(Ok(stream)) => {
                     let request = waiting.take().expect("filled above");
-                    tokio::spawn(open(MuxStream::new(stream), request));
+                    tokio::spawn(open(MuxStream::new(stream, slot), request));
                 }
                 Poll::Ready(Err(error)) => return self.over(&error),
                 Poll::Pending => break,
@@ -102,9 +132,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
         }
         loop {
             match connection.poll_next_inbound(cx) {
-                Poll::Ready(Some(Ok(stream))) => {
-                    tokio::spawn(arrive(MuxStream::new(stream), self.arrivals.clone()));
-                }
+                Poll::Ready(Some(Ok(stream))) => match self.inbound.clone().try_acquire_owned() {
+                    Ok(slot) => drop(tokio::spawn(arrive(MuxStream::new(stream, slot), self.arrivals.clone()))),
+                    Err(_) => tracing::debug!("a stream too many was reset"),
+                },
                 Poll::Ready(Some(Err(error))) => return self.over(&error),
                 Poll::Ready(None) => return Poll::Ready(()),
                 Poll::Pending => return Poll::Pending,
@@ -151,8 +182,9 @@ const fn mode(side: Side) -> yamux::Mode {
 
 fn config() -> yamux::Config {
     let mut config = yamux::Config::default();
-    config.set_max_num_streams(STREAMS_MAX);
-    config.set_max_connection_receive_window(Some(STREAMS_MAX * yamux::DEFAULT_CREDIT as usize + EXTRA_WINDOW));
+    let streams = STREAMS_MAX + GUEST_STREAMS_MAX + 2 * INBOUND_SLACK + YAMUX_SLACK;
+    config.set_max_num_streams(streams);
+    config.set_max_connection_receive_window(Some(streams * yamux::DEFAULT_CREDIT as usize + EXTRA_WINDOW));
     config.set_split_send_size(SPLIT_SEND_SIZE);
     config
 }

@@ -7,7 +7,8 @@
 //! ```text
 //!   no epoch ──GuestStart──▶ session (one yamux connection) ──GuestStart or HostStart──▶ next session
 //! ```
-//! A new epoch ends every stream of the old one.
+//! A new epoch ends every stream of the old one. A session that is broken (by yamux, not by the port) is followed by a new epoch, which
+//! either side asks for.
 
 mod driver;
 mod port;
@@ -26,8 +27,10 @@ use tokio::sync::{mpsc, oneshot};
 pub(crate) const ACCEPTED: u8 = 1;
 /// The answer that nobody does.
 pub(crate) const REFUSED: u8 = 0;
-/// Streams at once. "Hundreds of commands at once" fit; each may hold 256 KiB unread.
-pub const STREAMS_MAX: usize = 768;
+/// Streams of the host's at once. "Hundreds of commands at once" fit; each may hold 256 KiB unread.
+pub const STREAMS_MAX: usize = 704;
+/// Streams of the guest's at once: it has a few, which the host's must not keep it from opening.
+pub const GUEST_STREAMS_MAX: usize = 64;
 /// What all streams together may have unread above their 256 KiB each, in bytes.
 pub(crate) const EXTRA_WINDOW: usize = 32 << 20;
 /// Incoming streams that nobody has taken yet; more are refused.
@@ -49,6 +52,8 @@ pub enum OpenError {
     Refused(u32),
     #[error("the other side of the link is not there")]
     NoPeer,
+    #[error("the link has as many streams as it can have")]
+    TooMany,
     #[error("the link broke")]
     Io(#[source] io::Error),
 }

@@ -80,6 +80,23 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Port<T> {
         self.enter(number);
     }
 
+    /// Leaves an epoch whose session was broken: names the next, or asks for it.
+    fn restart(&mut self) {
+        match self.side {
+            Side::Guest => self.begin_epoch(),
+            Side::Host => {
+                self.seal();
+                self.epoch = None;
+                self.payload = Bytes::new();
+                epoch::encode(&mut self.output, Kind::HostStart, 0, &[]);
+            }
+        }
+    }
+
+    fn is_in(&self, epoch: u64) -> bool {
+        self.epoch == Some(epoch) && self.begun.is_none() && !self.ended
+    }
+
     fn enter(&mut self, number: u64) {
         self.epoch = Some(number);
         self.begun = Some(number);
@@ -158,6 +175,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin> SharedPort<T> {
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    /// Whether this epoch lasts, and the port too.
+    pub(crate) fn is_in(&self, epoch: u64) -> bool {
+        self.lock().is_in(epoch)
+    }
+
+    /// Leaves an epoch whose session was broken, unless it is over already.
+    pub(crate) fn restart(&self, epoch: u64) {
+        let mut port = self.lock();
+        if port.is_in(epoch) {
+            port.restart();
+        }
+    }
+
     /// Waits for a new epoch; `None` where the port has ended.
     pub(crate) fn poll_next_epoch(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<EpochIo<T>>>> {
         let mut port = self.lock();
@@ -186,6 +216,10 @@ pub(crate) struct EpochIo<T> {
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> EpochIo<T> {
+    pub(crate) const fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
     fn check(&self, port: &Port<T>) -> io::Result<()> {
         if port.epoch == Some(self.epoch) { Ok(()) } else { Err(io::ErrorKind::ConnectionReset.into()) }
     }

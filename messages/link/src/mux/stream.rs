@@ -5,15 +5,20 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
 
 /// One stream of the link. Shut it down before dropping it, or the other side sees a reset.
 #[derive(Debug)]
-pub struct MuxStream(Compat<yamux::Stream>);
+pub struct MuxStream {
+    stream: Compat<yamux::Stream>,
+    /// Its place among those that there may be at once.
+    _slot: OwnedSemaphorePermit,
+}
 
 impl MuxStream {
-    pub(crate) fn new(stream: yamux::Stream) -> Self {
-        Self(stream.compat())
+    pub(crate) fn new(stream: yamux::Stream, slot: OwnedSemaphorePermit) -> Self {
+        Self { stream: stream.compat(), _slot: slot }
     }
 
     /// The opener's half of the handshake.
@@ -36,21 +41,21 @@ impl MuxStream {
 
 impl AsyncRead for MuxStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for MuxStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

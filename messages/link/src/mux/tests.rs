@@ -1,6 +1,8 @@
 //! Both sides over an in-memory port.
 
 use super::*;
+use crate::epoch::{self, Decoder, Kind};
+use bytes::BytesMut;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
@@ -178,4 +180,87 @@ async fn the_driver_ends_with_the_port_and_nobody_hangs() {
     drop(within(stream.read_to_end(&mut rest)).await);
     assert_eq!(within(driver).await.unwrap().unwrap(), MuxEnd::PortClosed);
     assert!(matches!(within(host.handle.open(1)).await, Err(OpenError::NoPeer)));
+}
+
+#[tokio::test]
+async fn one_stream_too_many_is_refused_and_the_others_live() {
+    let (host, guest) = pair(64 << 10);
+    tokio::spawn(host.driver.run());
+    tokio::spawn(guest.driver.run());
+    tokio::spawn(echo(guest.listener));
+    let mut streams = Vec::new();
+    let refused = loop {
+        // The first may come before the guest.
+        let opened =
+            if streams.is_empty() { Ok(open(&host.handle, 1).await) } else { within(host.handle.open(1)).await };
+        match opened {
+            Ok(stream) => streams.push(stream),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, OpenError::TooMany), "{refused}");
+    assert_eq!(streams.len(), STREAMS_MAX);
+    for stream in [0, STREAMS_MAX - 1] {
+        streams[stream].write_all(b"ping").await.unwrap();
+        let mut back = [0; 4];
+        within(streams[stream].read_exact(&mut back)).await.unwrap();
+    }
+    streams.truncate(STREAMS_MAX / 2);
+    for _ in 0..STREAMS_MAX {
+        // Many more than there is room for, one after another.
+        let mut stream = open(&host.handle, 1).await;
+        within(stream.shutdown()).await.unwrap();
+    }
+    streams[0].write_all(b"pong").await.unwrap();
+}
+
+/// Reads envelopes until one of this kind comes.
+async fn next_of(kind: Kind, port: &mut DuplexStream, buffer: &mut BytesMut) -> u64 {
+    let mut decoder = Decoder::default();
+    loop {
+        while let Some(envelope) = decoder.next(buffer) {
+            if envelope.kind == kind {
+                return envelope.epoch;
+            }
+        }
+        assert!(within(port.read_buf(buffer)).await.unwrap() > 0, "the port ended");
+    }
+}
+
+fn nonsense(epoch: u64) -> BytesMut {
+    let mut bytes = BytesMut::new();
+    epoch::encode(&mut bytes, Kind::Data, epoch, &[0xff; 100]);
+    bytes
+}
+
+#[tokio::test]
+async fn a_host_that_hears_nonsense_asks_for_a_new_epoch() {
+    let (near, mut far) = tokio::io::duplex(3000);
+    let host = host(near, Attach::Fresh);
+    tokio::spawn(host.driver.run());
+    let mut bytes = BytesMut::new();
+    epoch::encode(&mut bytes, Kind::GuestStart, 5, &[]);
+    bytes.extend_from_slice(&nonsense(5));
+    far.write_all(&bytes).await.unwrap();
+    next_of(Kind::HostStart, &mut far, &mut BytesMut::new()).await;
+    let guest = guest(far, Attach::Fresh);
+    tokio::spawn(guest.driver.run());
+    tokio::spawn(echo(guest.listener));
+    drop(open(&host.handle, 1).await);
+}
+
+#[tokio::test]
+async fn a_guest_that_hears_nonsense_begins_a_new_epoch() {
+    let (mut near, far) = tokio::io::duplex(3000);
+    let guest = guest(far, Attach::Fresh);
+    tokio::spawn(guest.driver.run());
+    tokio::spawn(echo(guest.listener));
+    let mut buffer = BytesMut::new();
+    let first = next_of(Kind::GuestStart, &mut near, &mut buffer).await;
+    near.write_all(&nonsense(first)).await.unwrap();
+    let second = next_of(Kind::GuestStart, &mut near, &mut buffer).await;
+    assert_ne!(first, second);
+    let host = host(near, Attach::Resumed);
+    tokio::spawn(host.driver.run());
+    drop(open(&host.handle, 1).await);
 }
