@@ -60,8 +60,7 @@ pub fn assume(spec: &BootSpec) -> Result<(), IdentityError> {
     directory(Path::new("/etc"), 0o755)?;
     write("/etc/hostname", format!("{name}\n").as_bytes(), 0o644)?;
     write("/etc/machine-id", format!("{}\n", spec.machine_id).as_bytes(), 0o444)?;
-    let hosts = fs::read_to_string("/etc/hosts").unwrap_or_default();
-    write("/etc/hosts", hosts_file(&hosts, name, spec.network.as_ref()).as_bytes(), 0o644)?;
+    rewrite("/etc/hosts", 0o644, |old| hosts_file(old, name, spec.network.as_ref()))?;
     if let Some(network) = &spec.network {
         write_resolvers("/etc/resolv.conf", network)?;
     }
@@ -69,14 +68,30 @@ pub fn assume(spec: &BootSpec) -> Result<(), IdentityError> {
     write_ssh(spec)
 }
 
-fn hosts_file(old: &str, name: &str, network: Option<&GuestNetwork>) -> String {
-    let mut lines: Vec<&str> = old.lines().filter(|line| !line.ends_with(HOSTS_MARK)).collect();
-    if !lines.iter().any(|line| line.split_ascii_whitespace().skip(1).any(|word| word == "localhost")) {
-        lines.insert(0, "::1 localhost ip6-localhost ip6-loopback");
-        lines.insert(0, "127.0.0.1 localhost");
+fn hosts_file(old: &[u8], name: &str, network: Option<&GuestNetwork>) -> Vec<u8> {
+    let mut lines = lines(old);
+    lines.retain(|line| !line.ends_with(HOSTS_MARK.as_bytes()));
+    let words = |line: &'_ [u8]| line.split(u8::is_ascii_whitespace).skip(1).any(|word| word == b"localhost");
+    if !lines.iter().any(|line| words(line)) {
+        lines.insert(0, b"::1 localhost ip6-localhost ip6-loopback");
+        lines.insert(0, b"127.0.0.1 localhost");
     }
     let address = network.map_or_else(|| "127.0.1.1".to_owned(), |network| network.address.to_string());
-    format!("{}\n{address} {name}.vm {name} {HOSTS_MARK}\n", lines.join("\n"))
+    let own = format!("{address} {name}.vm {name} {HOSTS_MARK}");
+    lines.push(own.as_bytes());
+    text(&lines)
+}
+
+/// The lines of a file that may be anything: whoever wrote it need not have written UTF-8.
+fn lines(file: &[u8]) -> Vec<&[u8]> {
+    let file = file.strip_suffix(b"\n").unwrap_or(file);
+    if file.is_empty() { Vec::new() } else { file.split(|byte| *byte == b'\n').collect() }
+}
+
+fn text(lines: &[&[u8]]) -> Vec<u8> {
+    let mut text = lines.join(&b'\n');
+    text.push(b'\n');
+    text
 }
 
 fn resolver_file(network: &GuestNetwork) -> String {
@@ -114,15 +129,14 @@ fn write_ssh(spec: &BootSpec) -> Result<(), IdentityError> {
     if spec.authorized_keys.is_empty() {
         return Ok(());
     }
-    write(EVERYBODYS_KEYS, with_keys("", &spec.authorized_keys).as_bytes(), 0o644)?;
+    write(EVERYBODYS_KEYS, &with_keys(b"", &spec.authorized_keys), 0o644)?;
     // What StrictModes wants of every directory on the way.
     directory(Path::new("/root"), 0o700)?;
     own(Path::new("/root"), 0o755)?;
     directory(Path::new("/root/.ssh"), 0o700)?;
     own(Path::new("/root/.ssh"), 0o700)?;
     let path = "/root/.ssh/authorized_keys";
-    let old = fs::read_to_string(path).unwrap_or_default();
-    write(path, with_keys(&old, &spec.authorized_keys).as_bytes(), 0o600)?;
+    rewrite(path, 0o600, |old| with_keys(old, &spec.authorized_keys))?;
     own(Path::new(path), 0o600)
 }
 
@@ -142,15 +156,15 @@ Subsystem sftp internal-sftp
 ";
 
 /// The user's own keys stay.
-fn with_keys(old: &str, keys: &[String]) -> String {
-    let mut lines: Vec<&str> = old.lines().collect();
+fn with_keys(old: &[u8], keys: &[String]) -> Vec<u8> {
+    let mut lines = lines(old);
     for key in keys {
-        let key = key.trim();
-        if !lines.iter().any(|line| line.trim() == key) {
+        let key = key.trim().as_bytes();
+        if !lines.iter().any(|line| line.trim_ascii() == key) {
             lines.push(key);
         }
     }
-    lines.join("\n") + "\n"
+    text(&lines)
 }
 
 /// Root's, with at most these permissions.
@@ -170,6 +184,18 @@ fn own(path: &Path, mode: u32) -> Result<(), IdentityError> {
 pub fn directory(path: &Path, mode: u32) -> Result<(), IdentityError> {
     let made = fs::DirBuilder::new().recursive(true).mode(mode).create(path);
     made.map_err(|source| IdentityError::Write { path: path.display().to_string(), source })
+}
+
+/// Changes a file that others write too. One that cannot be read is left as it is: it is not ours to throw away.
+fn rewrite(path: &str, mode: u32, change: impl FnOnce(&[u8]) -> Vec<u8>) -> Result<(), IdentityError> {
+    match fs::read(path) {
+        Ok(old) => write(path, &change(&old), mode),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => write(path, &change(b""), mode),
+        Err(error) => {
+            tracing::warn!(%error, path, "a file stays without what belongs into it");
+            Ok(())
+        }
+    }
 }
 
 /// Writes a file where its content differs: an unchanged identity costs the disk nothing.
@@ -207,12 +233,14 @@ mod tests {
 
     #[test]
     fn the_hosts_file_keeps_what_users_wrote_and_changes_its_own_line_only() {
-        let first = hosts_file("127.0.0.1\tlocalhost\n192.0.2.7 mine\n", "old", None);
-        assert_eq!(first, "127.0.0.1\tlocalhost\n192.0.2.7 mine\n127.0.1.1 old.vm old # banger\n");
+        let first = hosts_file(b"127.0.0.1\tlocalhost\n192.0.2.7 mine\n", "old", None);
+        assert_eq!(first, b"127.0.0.1\tlocalhost\n192.0.2.7 mine\n127.0.1.1 old.vm old # banger\n");
         let second = hosts_file(&first, "new", Some(&network()));
-        assert_eq!(second, "127.0.0.1\tlocalhost\n192.0.2.7 mine\n198.51.100.2 new.vm new # banger\n");
+        assert_eq!(second, b"127.0.0.1\tlocalhost\n192.0.2.7 mine\n198.51.100.2 new.vm new # banger\n");
         assert_eq!(hosts_file(&second, "new", Some(&network())), second);
-        assert!(hosts_file("", "x", None).starts_with("127.0.0.1 localhost\n::1 localhost"));
+        assert!(hosts_file(b"", "x", None).starts_with(b"127.0.0.1 localhost\n::1 localhost"));
+        let odd = hosts_file(b"192.0.2.7 m\xfcller\n\n127.0.0.1 localhost", "x", None);
+        assert!(odd.starts_with(b"192.0.2.7 m\xfcller\n\n127.0.0.1 localhost\n127.0.1.1 x.vm"));
     }
 
     #[test]
@@ -223,9 +251,23 @@ mod tests {
     #[test]
     fn keys_are_added_once() {
         let keys = ["ssh-ed25519 AAAA managed".to_owned()];
-        let once = with_keys("ssh-rsa BBBB mine\n", &keys);
-        assert_eq!(once, "ssh-rsa BBBB mine\nssh-ed25519 AAAA managed\n");
+        let once = with_keys(b"ssh-rsa BBBB m\xfcller\n", &keys);
+        assert_eq!(once, b"ssh-rsa BBBB m\xfcller\nssh-ed25519 AAAA managed\n");
         assert_eq!(with_keys(&once, &keys), once);
+        assert_eq!(with_keys(b"", &keys), b"ssh-ed25519 AAAA managed\n");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keys");
+        let name = path.to_str().unwrap();
+        fs::create_dir(&path).unwrap();
+        rewrite(name, 0o600, |_| panic!("nothing was read")).unwrap();
+        fs::remove_dir(&path).unwrap();
+        rewrite(name, 0o600, |old| [old, b"one\n"].concat()).unwrap();
+        rewrite(name, 0o600, |old| [old, b"two\n"].concat()).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"one\ntwo\n");
     }
 
     #[test]

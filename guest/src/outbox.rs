@@ -1,13 +1,14 @@
 //! What waits to be said on the control stream. Holds nothing while no daemon is connected: whoever connects is told the whole
 //! state first, so what was missed is in there.
 
+use crate::exec::registry::ENDED_MAX;
 use messages::guest::AgentFrame;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
 
-/// More frames than this mean a daemon that does not read; it is cut off and told everything when it redials.
-const OUTBOX_MAX: usize = 4096;
+/// More frames than this mean a daemon that does not read; it is cut off and told everything when it redials. All of that fits.
+const OUTBOX_MAX: usize = ENDED_MAX + 4096;
 
 /// Handed to everything that has news for the daemon. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -81,6 +82,16 @@ mod tests {
         assert_eq!(outbox.next().await, Some(frame));
         outbox.close();
         assert_eq!(outbox.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn all_that_a_daemon_has_missed_fits() {
+        let outbox = Outbox::default();
+        outbox.open();
+        for _ in 0..ENDED_MAX {
+            outbox.push(AgentFrame::Stopping { kind: StopKind::Halt });
+        }
+        assert!(outbox.is_open());
     }
 
     #[tokio::test]

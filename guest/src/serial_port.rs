@@ -36,7 +36,8 @@ const BURST: usize = 64 << 10;
 /// An open port.
 #[derive(Debug)]
 pub struct SerialPort {
-    fd: AsyncFd<OwnedFd>,
+    /// Absent only while it is watched anew.
+    fd: Option<AsyncFd<OwnedFd>>,
     /// Runs while the host is away.
     away: Option<Pin<Box<Sleep>>>,
 }
@@ -48,16 +49,24 @@ impl SerialPort {
     /// It is open elsewhere, or not there.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file: File = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-        Ok(Self { fd: crate::sys::watch(file.into())?, away: None })
+        Ok(Self { fd: Some(crate::sys::watch(file.into())?), away: None })
     }
 
-    fn poll_away(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Waits while the host is away. The port has then said EPOLLHUP, which tokio takes for the end and never forgets: it is watched
+    /// anew, or it would count as ready for ever.
+    fn poll_away(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(away) = &mut self.away {
             ready!(away.as_mut().poll(cx));
             self.away = None;
+            let fd = self.fd.take().ok_or_else(closed)?;
+            self.fd = Some(crate::sys::watch(fd.into_inner())?);
         }
-        Poll::Ready(())
+        Poll::Ready(Ok(()))
     }
+}
+
+fn closed() -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, "the port is no longer watched")
 }
 
 /// Reads until nothing is there or [`BURST`] has come: the driver hands out one page with each call. Only the part of the
@@ -82,9 +91,10 @@ fn read_pages(fd: BorrowedFd<'_>, buffer: &mut ReadBuf<'_>) -> io::Result<usize>
 impl AsyncRead for SerialPort {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
-            ready!(self.poll_away(cx));
+            ready!(self.poll_away(cx))?;
             let read = {
-                let mut ready = ready!(self.fd.poll_read_ready(cx))?;
+                let fd = self.fd.as_ref().ok_or_else(closed)?;
+                let mut ready = ready!(fd.poll_read_ready(cx))?;
                 ready.try_io(|fd| read_pages(fd.as_fd(), buffer))
             };
             match read {
@@ -100,7 +110,8 @@ impl AsyncRead for SerialPort {
 impl AsyncWrite for SerialPort {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         loop {
-            let mut ready = ready!(self.fd.poll_write_ready(cx))?;
+            let fd = self.fd.as_ref().ok_or_else(closed)?;
+            let mut ready = ready!(fd.poll_write_ready(cx))?;
             if let Ok(result) = ready.try_io(|fd| Ok(nix::unistd::write(fd, bytes)?)) {
                 return Poll::Ready(result);
             }

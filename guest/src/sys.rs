@@ -155,6 +155,19 @@ fn marked(offset: i32) -> impl Fn(nix::Error) -> io::Error {
     move |error| io::Error::from_raw_os_error(offset + error as i32)
 }
 
+/// The agent is spared when memory runs out; what it starts is not, or a command that eats all memory would see everything else in
+/// the guest killed before it. Makes only system calls. A failure costs no more than that.
+fn forgo_memory_preference() {
+    // SAFETY: both strings live for ever, and the descriptor is this function's own.
+    unsafe {
+        let file = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        if file >= 0 {
+            libc::write(file, c"0".as_ptr().cast(), 1);
+            libc::close(file);
+        }
+    }
+}
+
 /// Makes `command` a session of its own with these credentials.
 pub fn become_session(command: &mut Command, credentials: Credentials) {
     let directory = std::ffi::CString::new(credentials.directory.into_os_string().into_encoded_bytes())
@@ -165,6 +178,9 @@ pub fn become_session(command: &mut Command, credentials: Credentials) {
         command.pre_exec(move || {
             // Its own session and process group, so that signals reach all of it and nothing else.
             check(libc::c_long::from(libc::setsid()))?;
+            if credentials.identity.is_some() {
+                forgo_memory_preference();
+            }
             if credentials.terminal {
                 check(libc::c_long::from(libc::ioctl(0, libc::TIOCSCTTY, 0)))?;
             }

@@ -77,6 +77,8 @@ pub struct Stdin {
     /// Taken by the command and not given back as credit yet.
     taken: u32,
     ended: bool,
+    /// The last byte that came is no end of a line.
+    in_line: bool,
 }
 
 impl Stdin {
@@ -84,7 +86,7 @@ impl Stdin {
     #[must_use]
     pub fn new(fd: Option<StreamFd>, terminal: bool) -> Self {
         let credit = if fd.is_some() { STDIN_WINDOW } else { 0 };
-        Self { fd, terminal, waiting: VecDeque::new(), credit, taken: 0, ended: false }
+        Self { fd, terminal, waiting: VecDeque::new(), credit, taken: 0, ended: false, in_line: false }
     }
 
     /// The first grant.
@@ -100,6 +102,7 @@ impl Stdin {
         if self.ended {
             return Ok(());
         }
+        self.in_line = bytes.last().map_or(self.in_line, |last| *last != b'\n');
         let mut rest = bytes;
         // The usual case: nothing waits and the pipe has room, so the bytes go straight from the frame to the pipe.
         while let (Some(fd), true, false) = (&self.fd, self.waiting.is_empty(), rest.is_empty()) {
@@ -139,8 +142,12 @@ impl Stdin {
 
     fn end(&mut self) {
         self.ended = true;
+        if self.fd.is_none() {
+            return;
+        }
         if self.terminal {
-            self.waiting.push_back(TERMINAL_END);
+            // After an unfinished line the first one only hands the line on.
+            self.waiting.extend(std::iter::repeat_n(TERMINAL_END, if self.in_line { 2 } else { 1 }));
         } else if self.waiting.is_empty() {
             self.fd = None;
         }

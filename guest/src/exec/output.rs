@@ -40,12 +40,23 @@ struct Source {
     buffer: Vec<u8>,
     /// Bytes that were in the pipe when the command exited and have not been read yet.
     owed: usize,
+    /// A terminal says of a part of what it holds only that there is some (n_tty shows its own 4 KiB, not the queue before them).
+    terminal: bool,
 }
 
 impl Source {
-    fn new(fd: StreamFd, empty_frame: &OutputFrame<'_>) -> Self {
+    fn new(fd: StreamFd, empty_frame: &OutputFrame<'_>, terminal: bool) -> Self {
         let encoded = frame::encode(empty_frame, GUEST_FRAME_MAX).expect("an empty frame fits");
-        Self { fd, variant: encoded[HEADER_LEN], buffer: vec![0; HEADROOM + SMALL_BUFFER], owed: 0 }
+        Self { fd, variant: encoded[HEADER_LEN], buffer: vec![0; HEADROOM + SMALL_BUFFER], owed: 0, terminal }
+    }
+
+    fn waiting(&self) -> usize {
+        crate::sys::bytes_waiting(self.fd.as_fd()).unwrap_or(0)
+    }
+
+    /// Nothing is left of what was there at the command's end.
+    fn is_settled(&self) -> bool {
+        self.owed == 0 && !(self.terminal && self.waiting() > 0)
     }
 
     /// Reads once. Cancel-safe.
@@ -102,6 +113,7 @@ pub struct Output {
 #[derive(Clone, Copy, Debug)]
 struct Exit {
     status: ExitStatus,
+    /// When it was, later by all the time that was spent waiting for the client since.
     at: Instant,
     last_output: Instant,
 }
@@ -122,12 +134,12 @@ async fn read(source: &mut Option<Source>) -> io::Result<usize> {
 }
 
 impl Output {
-    /// The output of `child`.
+    /// The output of `child`. Without a stderr, stdout is a terminal.
     #[must_use]
     pub fn new(child: Child, stdout: StreamFd, stderr: Option<StreamFd>) -> Self {
         Self {
-            stdout: Some(Source::new(stdout, &OutputFrame::Stdout(&[]))),
-            stderr: stderr.map(|fd| Source::new(fd, &OutputFrame::Stderr(&[]))),
+            stdout: Some(Source::new(stdout, &OutputFrame::Stdout(&[]), stderr.is_none())),
+            stderr: stderr.map(|fd| Source::new(fd, &OutputFrame::Stderr(&[]), false)),
             child,
             exit: None,
         }
@@ -148,9 +160,17 @@ impl Output {
             if let Some(status) = self.finished() {
                 return Ok(status);
             }
-            match self.event(Some(feedback)).await {
-                Event::Stdout(read) => forward(&mut self.stdout, &read, writer).await?,
-                Event::Stderr(read) => forward(&mut self.stderr, &read, writer).await?,
+            let event = self.event(Some(feedback)).await;
+            let since = Instant::now();
+            match event {
+                Event::Stdout(read) => {
+                    forward(&mut self.stdout, &read, writer).await?;
+                    self.not_counting(since);
+                }
+                Event::Stderr(read) => {
+                    forward(&mut self.stderr, &read, writer).await?;
+                    self.not_counting(since);
+                }
                 Event::Exited(status) => {
                     on_exit();
                     self.exited(status);
@@ -220,10 +240,19 @@ impl Output {
             Err(_) => ExitStatus::Unknown,
         };
         for source in [&mut self.stdout, &mut self.stderr].into_iter().flatten() {
-            source.owed = crate::sys::bytes_waiting(source.fd.as_fd()).unwrap_or(0);
+            source.owed = source.waiting();
         }
         let now = Instant::now();
         self.exit = Some(Exit { status, at: now, last_output: now });
+    }
+
+    /// A client that takes its time is no pause in the output.
+    fn not_counting(&mut self, since: Instant) {
+        if let Some(exit) = &mut self.exit {
+            let now = Instant::now();
+            exit.at += now - since;
+            exit.last_output = now;
+        }
     }
 
     /// The status, once the command has exited and its output is complete or was waited for long enough.
@@ -231,8 +260,8 @@ impl Output {
         let exit = self.exit?;
         let open = || [&self.stdout, &self.stderr].into_iter().flatten();
         let now = Instant::now();
-        let given_up = open().all(|source| source.owed == 0)
-            && (now >= exit.last_output + IDLE_GRACE || now >= exit.at + TOTAL_GRACE);
+        let quiet = now >= exit.last_output + IDLE_GRACE && open().all(Source::is_settled);
+        let given_up = quiet || now >= exit.at + TOTAL_GRACE && open().all(|source| source.owed == 0);
         (open().next().is_none() || given_up).then_some(exit.status)
     }
 }
@@ -272,10 +301,46 @@ async fn forward<W: AsyncWrite + Unpin>(
 mod tests {
     use super::*;
 
+    /// Reads a piece, then nothing for longer than any pause in the output may be.
+    async fn slow_client(mut from: tokio::io::DuplexStream) -> Vec<u8> {
+        use tokio::io::AsyncReadExt as _;
+        let (mut all, mut piece) = (Vec::new(), vec![0; 4096]);
+        while let Ok(length @ 1..) = from.read(&mut piece).await {
+            all.extend_from_slice(&piece[..length]);
+            tokio::time::sleep(IDLE_GRACE * 3 / 2).await;
+        }
+        all
+    }
+
+    #[tokio::test]
+    async fn a_slow_client_gets_all_that_a_terminal_holds() {
+        use crate::exec::plan::Plan;
+        use crate::exec::spawn::{Streams, spawn};
+        const LENGTH: usize = 40_000;
+        let plan = Plan {
+            program: "/bin/sh".into(),
+            argv0: "sh".into(),
+            arguments: vec!["-c".into(), format!("head -c {LENGTH} /dev/zero | tr '\\0' x").into()],
+            environment: vec![("PATH".into(), "/usr/bin:/bin".into())],
+            directory: "/".into(),
+            identity: None,
+        };
+        let size = messages::guest::TerminalSize { rows: 24, columns: 80 };
+        let spawned = spawn(&plan, Streams::Terminal(size)).unwrap();
+        let mut output = Output::new(spawned.child, spawned.stdout, spawned.stderr);
+        let (mut near, far) = tokio::io::duplex(4096);
+        let client = tokio::spawn(slow_client(far));
+        let status = output.deliver(&mut near, &Feedback::default(), || {}).await.unwrap();
+        assert_eq!(status, ExitStatus::Code(0));
+        drop(near);
+        let got = client.await.unwrap().iter().filter(|byte| **byte == b'x').count();
+        assert!(got >= LENGTH, "{got} of {LENGTH} bytes came");
+    }
+
     #[tokio::test]
     async fn frames_made_in_place_are_what_the_encoder_makes() {
         let (reader, _writer) = nix::unistd::pipe().unwrap();
-        let mut source = Source::new(StreamFd::new(reader).unwrap(), &OutputFrame::Stderr(&[]));
+        let mut source = Source::new(StreamFd::new(reader).unwrap(), &OutputFrame::Stderr(&[]), false);
         source.buffer = vec![0; HEADROOM + STREAM_CHUNK_MAX];
         for (index, byte) in source.buffer[HEADROOM..].iter_mut().enumerate() {
             *byte = u8::try_from(index % 251).unwrap();

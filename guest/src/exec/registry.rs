@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Ends that nobody acknowledged are kept up to this many; the daemon that opened so many and never came back has lost them.
-const ENDED_MAX: usize = 16_384;
+pub const ENDED_MAX: usize = 16_384;
 /// Between SIGHUP and SIGKILL for a command whose client vanished.
 pub const HANGUP_GRACE: Duration = Duration::from_secs(2);
 /// No record is longer.
@@ -77,7 +77,10 @@ impl Target {
 
     /// SIGHUP now and SIGKILL after [`HANGUP_GRACE`], to the whole group.
     pub async fn hang_up(self) {
-        hang_up_group(self.shared.leader).await;
+        // What was reaped long ago may have given its number to somebody else.
+        if !*self.shared.gone.lock().unwrap_or_else(PoisonError::into_inner) {
+            hang_up_group(self.shared.leader).await;
+        }
     }
 }
 

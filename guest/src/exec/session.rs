@@ -12,7 +12,7 @@ use super::input::{self, Feedback, InputEnd, Stdin};
 use super::output::Output;
 use super::plan::{self, Place};
 use super::registry::{Registry, Target};
-use super::spawn::{self, Streams};
+use super::spawn::{self, Spawned, Streams};
 use crate::ssh::setup::Keys;
 use link::frames::{FrameReader, ReadError, write_frame};
 use messages::error::{ErrorKind, WireError};
@@ -29,6 +29,10 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 const OPEN_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a client may take to hang up after the last frame before its operation counts as ended.
 const FAREWELL: Duration = Duration::from_secs(10);
+/// What a client said before it closed its side is on its way for no longer than this.
+const LAST_FRAMES: Duration = Duration::from_secs(1);
+/// How long the guest may take to find and start a program. A file system that does not answer is the usual reason for more.
+const START_DEADLINE: Duration = Duration::from_secs(60);
 /// What shells report for a command that was not found, or not to be run.
 const NOT_FOUND_STATUS: i32 = 127;
 const NOT_RUN_STATUS: i32 = 126;
@@ -83,7 +87,7 @@ where
     if let Err(error) = executor.registry.begin(operation) {
         return refuse(&mut write, WireError::from_error(ErrorKind::Conflict, &error)).await;
     }
-    let status = match start(&executor, operation, &exec) {
+    let status = match start(&executor, operation, exec).await {
         Ok(session) => session.run(frames, write).await,
         Err(error) => {
             let status = if error.kind == ErrorKind::NotFound { NOT_FOUND_STATUS } else { NOT_RUN_STATUS };
@@ -122,24 +126,54 @@ async fn farewell<R: AsyncRead + Unpin>(mut read: R) {
     }
 }
 
-fn start(executor: &Executor, operation: OperationId, exec: &ExecSpec) -> Result<Session, WireError> {
+async fn start(executor: &Executor, operation: OperationId, exec: ExecSpec) -> Result<Session, WireError> {
     let not_up = || WireError::new(ErrorKind::WrongState, "the guest is still booting");
     let world = executor.world().ok_or_else(not_up)?;
+    let (terminal, on_disconnect) = (exec.terminal.is_some(), exec.on_disconnect);
+    let spawned = unless_stuck(START_DEADLINE, move || launch(&exec, &world)).await?;
+    let target = Target::new(spawned.pid, spawned.terminal);
+    executor.registry.started(operation, spawned.pid, target.clone(), on_disconnect);
+    Ok(Session {
+        pid: spawned.pid,
+        stdin: Stdin::new(spawned.stdin, terminal),
+        output: Output::new(spawned.child, spawned.stdout, spawned.stderr),
+        target,
+        on_disconnect,
+    })
+}
+
+/// Finds the program and starts it. Waits for whatever file system that takes it to.
+fn launch(exec: &ExecSpec, world: &World) -> Result<Spawned, WireError> {
     let plan = plan::plan(exec, &world.config, &world.place).map_err(|error| error.to_wire())?;
     let streams = match exec.terminal {
         Some(size) => Streams::Terminal(size),
         None => Streams::Pipes { stdin: exec.stdin },
     };
-    let spawned = spawn::spawn(&plan, streams).map_err(|error| error.to_wire())?;
-    let target = Target::new(spawned.pid, spawned.terminal);
-    executor.registry.started(operation, spawned.pid, target.clone(), exec.on_disconnect);
-    Ok(Session {
-        pid: spawned.pid,
-        stdin: Stdin::new(spawned.stdin, exec.terminal.is_some()),
-        output: Output::new(spawned.child, spawned.stdout, spawned.stderr),
-        target,
-        on_disconnect: exec.on_disconnect,
-    })
+    spawn::spawn(&plan, streams).map_err(|error| error.to_wire())
+}
+
+/// Starts a command on a thread of its own: a dead file system holds up that one command, and no other. One that starts only after
+/// `deadline` is killed, as nobody waits for it any more.
+async fn unless_stuck(
+    deadline: Duration,
+    launch: impl FnOnce() -> Result<Spawned, WireError> + Send + 'static,
+) -> Result<Spawned, WireError> {
+    let (launched, answer) = tokio::sync::oneshot::channel();
+    tokio::task::spawn_blocking(move || {
+        if let Err(Ok(late)) = launched.send(launch()) {
+            let target = Target::new(late.pid, late.terminal);
+            tokio::spawn(target.hang_up());
+        }
+    });
+    match tokio::time::timeout(deadline, answer).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => Err(WireError::new(ErrorKind::Guest, "the command's start was broken off")),
+        Err(_) => {
+            let said = format!("the guest did not start the command within {} s", deadline.as_secs());
+            Err(WireError::new(ErrorKind::Guest, said)
+                .hint("a file system of the guest's may hang: look at its mounts, or leave out --workdir"))
+        }
+    }
 }
 
 /// A command that runs.
@@ -204,12 +238,16 @@ impl Session {
             }
             output.deliver(write, &feedback, || target.mark_gone()).await
         };
+        let mut input = std::pin::pin!(input::run(frames, stdin, target, &feedback));
         tokio::select! {
             delivered = delivery => match delivered {
                 Ok(status) => Attached::Exited(status),
-                Err(_) => Attached::Left(InputEnd::Disconnected),
+                // It takes no output any more. Whether it left on purpose stands in what it said before.
+                Err(_) => Attached::Left(
+                    tokio::time::timeout(LAST_FRAMES, input).await.unwrap_or(InputEnd::Disconnected),
+                ),
             },
-            end = input::run(frames, stdin, target, &feedback) => Attached::Left(end),
+            end = &mut input => Attached::Left(end),
         }
     }
 
@@ -229,5 +267,48 @@ impl Session {
             tokio::spawn(output.drain_background());
         }
         status
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::plan::Plan;
+    use std::sync::mpsc;
+
+    fn sleeper() -> Plan {
+        Plan {
+            program: "/bin/sleep".into(),
+            argv0: "sleep".into(),
+            arguments: vec!["1000".into()],
+            environment: Vec::new(),
+            directory: "/".into(),
+            identity: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_start_that_hangs_holds_up_nothing_and_what_comes_of_it_is_killed() {
+        let (release, held) = mpsc::channel::<()>();
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let stuck = unless_stuck(Duration::from_millis(20), move || {
+            held.recv().unwrap();
+            let spawned = spawn::spawn(&sleeper(), Streams::Pipes { stdin: false }).unwrap();
+            tell.send(spawned.pid).unwrap();
+            Ok(spawned)
+        });
+        let error = stuck.await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Guest);
+        release.send(()).unwrap();
+        let pid = told.recv().await.unwrap();
+        let lives = || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+        };
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+        while lives() {
+            assert!(tokio::time::Instant::now() < deadline, "the late command still runs");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 }

@@ -102,12 +102,17 @@ fn entry(
             member.link(first.as_os_str().as_bytes());
             return member.write(archive, io::empty());
         }
-        links.insert(key, path.to_owned());
     }
+    let mut linked = || {
+        if metadata.nlink() > 1 && !metadata.is_dir() {
+            links.insert((metadata.dev(), metadata.ino()), path.to_owned());
+        }
+    };
     if kind.is_file() {
         // A pipe that took its place meanwhile must not hold us up.
         let opened = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(real);
         let Some(file) = present(opened)? else { return Ok(()) };
+        linked();
         let metadata = file.metadata()?;
         let mut member = Member::new(path, &metadata, EntryType::Regular)?;
         member.attributes(real)?;
@@ -134,6 +139,7 @@ fn entry(
         }
     };
     member.attributes(real)?;
+    linked();
     member.write(archive, io::empty())
 }
 
@@ -174,16 +180,16 @@ impl Member {
     }
 
     fn attributes(&mut self, real: &Path) -> io::Result<()> {
-        let names = match xattr::list(real) {
+        let names = match present(xattr::list(real)) {
             Ok(names) => names,
             // A file system without attributes has none.
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(()),
             Err(error) => return Err(error),
         };
-        let mut names: Vec<_> = names.collect();
+        let mut names: Vec<_> = names.into_iter().flatten().collect();
         names.sort();
         for name in names {
-            if let Some(value) = xattr::get(real, &name)? {
+            if let Some(value) = present(xattr::get(real, &name))?.flatten() {
                 self.record(&format!("SCHILY.xattr.{}", name.to_string_lossy()), &value);
             }
         }

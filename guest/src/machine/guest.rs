@@ -88,7 +88,7 @@ pub struct GuestMachine {
 /// There is no link to be had.
 pub async fn run(pid_1: OwnedFd, restarts: u32) -> io::Result<()> {
     init::survive_signals();
-    // A command that the kernel must kill for its memory goes before the agent.
+    // A command that the kernel must kill for its memory goes before the agent: see `sys::become_session`.
     if let Err(error) = fs::write("/proc/self/oom_score_adj", "-999") {
         tracing::warn!(%error, "the agent is not preferred when memory runs out");
     }

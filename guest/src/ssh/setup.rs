@@ -62,8 +62,8 @@ impl Setup {
         let (keys, directory) = match &world.place {
             Place::Guest => {
                 let host = fs::read_to_string(format!("{RUNTIME_DIRECTORY}/ssh_host_key_0"))?;
-                let authorized = fs::read_to_string("/root/.ssh/authorized_keys").unwrap_or_default();
-                let authorized = authorized.lines().map(str::to_owned).collect();
+                let authorized = fs::read("/root/.ssh/authorized_keys").unwrap_or_default();
+                let authorized = String::from_utf8_lossy(&authorized).lines().map(str::to_owned).collect();
                 (Keys { host: vec![host], authorized }, None)
             }
             Place::Process { directory } => (world.keys.clone(), Some(directory.clone())),

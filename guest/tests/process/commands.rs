@@ -117,6 +117,19 @@ async fn the_end_of_stdin_ends_a_shell_on_a_terminal() {
 }
 
 #[tokio::test]
+async fn the_end_of_stdin_comes_after_an_unfinished_line_too() {
+    let (host, _control) = Host::booted().await;
+    let mut spec = exec(&["cat"]);
+    spec.terminal = Some(TerminalSize { rows: 24, columns: 80 });
+    let mut operation = host.open(spec).await;
+    operation.send(&OperationFrame::Stdin(b"no end of line")).await;
+    operation.send(&OperationFrame::StdinEnd).await;
+    let finished = operation.finish().await;
+    assert_eq!(finished.status, ExitStatus::Code(0));
+    assert!(text(&finished.stdout).ends_with("no end of line"), "{}", text(&finished.stdout));
+}
+
+#[tokio::test]
 async fn signals_reach_the_whole_group() {
     let (host, mut control) = Host::booted().await;
     let mut operation = host.open(shell("sleep 1000 & echo $!; wait")).await;
@@ -172,6 +185,33 @@ async fn a_client_that_detaches_leaves_its_command_running() {
     eventually("it has more output than any pipe holds, or just runs on", || lives(pid)).await;
     std::fs::write(host.directory.path().join("go"), "").unwrap();
     assert_eq!(control.ended(id).await, ExitStatus::Code(5));
+}
+
+#[tokio::test]
+async fn a_client_that_detaches_amid_output_and_hangs_up_leaves_its_command_running() {
+    let (host, mut control) = Host::booted().await;
+    let mut ids = Vec::new();
+    for _ in 0..20 {
+        let mut operation = host.open(shell("while ! [ -e go ]; do head -c 300000 /dev/zero; done; exit 5")).await;
+        operation.pid().await;
+        ids.push(operation.id);
+        operation.send(&OperationFrame::Detach).await;
+        // Both directions at once, with output on its way.
+        drop(operation);
+    }
+    std::fs::write(host.directory.path().join("go"), "").unwrap();
+    let mut statuses = Vec::new();
+    while statuses.len() < ids.len() {
+        statuses.push(
+            control
+                .until(|frame| match frame {
+                    AgentFrame::OperationEnded { status, .. } => Some(status),
+                    _ => None,
+                })
+                .await,
+        );
+    }
+    assert!(statuses.iter().all(|status| *status == ExitStatus::Code(5)), "{statuses:?}");
 }
 
 #[tokio::test]

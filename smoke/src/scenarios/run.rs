@@ -30,6 +30,9 @@ pub(super) fn exit_status(case: &Case<'_>) -> Outcome {
         let done = case.code(code, &["vm", "exec", &vm, "--", program])?;
         check(done.err().contains(program), || format!("does not name `{program}`: {}", done.err()))?;
     }
+    // The agent is spared when memory runs out; what it starts is not.
+    let preference = case.guest(&vm, "cat /proc/self/oom_score_adj")?;
+    check(preference.trim() == "0", || format!("a command's oom_score_adj is {preference}"))?;
     Ok(())
 }
 
