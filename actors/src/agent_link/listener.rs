@@ -2,7 +2,7 @@
 
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
 use tokio::net::UnixListener;
 
@@ -22,13 +22,15 @@ pub struct ListenError {
 pub(super) struct Listener {
     pub(super) socket: UnixListener,
     path: PathBuf,
+    /// The file's device and number: a later link of this VM may have one of its own at the same path.
+    file: Option<(u64, u64)>,
 }
 
 impl Listener {
     /// Listens at `path`, where only this user may connect. Removes what an earlier daemon left there.
     pub(super) fn bind(path: &Path) -> Result<Self, ListenError> {
         let socket = Self::open(path).map_err(|source| ListenError { path: path.to_owned(), source })?;
-        Ok(Self { socket, path: path.to_owned() })
+        Ok(Self { socket, path: path.to_owned(), file: file_at(path) })
     }
 
     fn open(path: &Path) -> io::Result<UnixListener> {
@@ -47,12 +49,36 @@ impl Listener {
     }
 }
 
+fn file_at(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
+}
+
 impl Drop for Listener {
     fn drop(&mut self) {
+        if self.file.is_none() || file_at(&self.path) != self.file {
+            return;
+        }
         if let Err(error) = std::fs::remove_file(&self.path)
             && error.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove a socket");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_listener_takes_its_own_file_with_it_and_no_later_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.sock");
+        let first = Listener::bind(&path).unwrap();
+        let second = Listener::bind(&path).unwrap();
+        drop(first);
+        assert!(tokio::net::UnixStream::connect(&path).await.is_ok(), "the second one listens on");
+        drop(second);
+        assert!(!path.exists());
     }
 }

@@ -24,5 +24,5 @@ mod untrusted;
 pub use calls::{AgentLink, CallError};
 pub use connection::IdentifyError;
 pub use listener::ListenError;
-pub use operation::{DialError, dial, open_operation};
+pub use operation::{DialError, check_size, dial, open_operation};
 pub use server::{ConnectionId, LinkEvent, LinkLimits};

@@ -53,6 +53,22 @@ impl DialError {
     }
 }
 
+/// Says whether a command is short enough to be sent to a guest: a VM that is made for one has to know before.
+///
+/// # Errors
+/// A sentence for the user.
+pub fn check_size(exec: &ExecSpec) -> Result<(), WireError> {
+    let open = OperationFrame::Open { operation: OperationId([0; 8]), exec: Box::new(exec.clone()) };
+    match frame::encode(&open, GUEST_FRAME_MAX) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(WireError::new(
+            ErrorKind::Usage,
+            format!("the command with its arguments and environment is longer than {} KiB", GUEST_FRAME_MAX >> 10),
+        )
+        .hint("give what is long by stdin")),
+    }
+}
+
 /// Opens a stream to a port of the guest, through the VMM's socket `vsock` (`VmFiles::vsock`).
 ///
 /// # Errors

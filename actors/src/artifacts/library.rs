@@ -48,7 +48,8 @@ where
 }
 
 impl ArtifactLibrary {
-    /// Takes image and kernel for a VM, which users know as `label`; again is fine. Where this fails neither is held.
+    /// Takes image and kernel for a VM, which users know as `label`; again is fine. Where this fails, one of them may be held: a VM
+    /// that had both before must not lose them by a start that failed, and one that is not made lets go of both.
     ///
     /// # Errors
     /// When one of them is not here or its files cannot be made.
@@ -66,10 +67,7 @@ impl ArtifactLibrary {
             let (acquired, boot) = tokio::join!(ask(&library.images, of_image), ask(&library.kernels, of_kernel));
             let (AcquiredImage { record, rootfs }, boot) = match (acquired, boot) {
                 (Ok(acquired), Ok(boot)) => (acquired, boot),
-                (Err(error), _) | (_, Err(error)) => {
-                    library.release(vm, image, kernel).await;
-                    return Err(error);
-                }
+                (Err(error), _) | (_, Err(error)) => return Err(error),
             };
             Ok(Artifacts {
                 image: rootfs,

@@ -35,6 +35,7 @@ impl Daemon {
             ports: Arc::new(world.clone()),
             store: store.clone(),
             runtime: tokio::runtime::Handle::current(),
+            host_restarted: world.script().host_restarted,
         };
         let records = store.all().await.unwrap();
         let context = RegistryContext { vm, host: HOST, names: None };

@@ -18,6 +18,8 @@ use messages::reply::Reply;
 use messages::vm::{Readiness, VmState};
 use std::time::Duration;
 
+/// For the word that the archive's own operation has ended.
+const OWN_END: Duration = Duration::from_secs(2);
 /// Beyond a stop's grace.
 const STOP_MARGIN: Duration = Duration::from_secs(30);
 
@@ -53,7 +55,12 @@ pub(super) async fn commit(context: &ServerContext, commit: Commit, client: &Cli
         () = client.gone.cancelled() => Err(WireError::new(ErrorKind::Cancelled, "the client left")),
     };
     if let Some((attempt, _lines)) = started {
-        // As it was before, whatever came of it.
+        // As it was before, whatever came of it; but not under the hands of somebody who has come to use it.
+        let idle = handle.watch.wait_for(|now| now.view.operations == 0);
+        if !matches!(tokio::time::timeout(OWN_END, idle).await, Ok(Ok(_))) {
+            tracing::info!(vm = %handle.id, "a VM that was started for a commit is used: it runs on");
+            return made;
+        }
         let stopped = async {
             handle.command(Command::Stop(None)).await?;
             until_down(&mut handle.watch, attempt, STOP_GRACE + STOP_MARGIN).await

@@ -5,6 +5,7 @@ use super::context::{Answer, ServerContext, ask};
 use super::fleet::{get, reach};
 use super::progress::{follow, say};
 use super::ready::ready;
+use crate::agent_link;
 use crate::host::{decide_size, spec_line};
 use crate::registry::{Check, Create, Get, Handle};
 use crate::vm::published::{default_patience, until_made, until_ready};
@@ -83,6 +84,7 @@ pub(super) async fn run(
 ) -> Result<Answer, WireError> {
     let Run { spec, wait, exec, timeout_ms } = run;
     let ephemeral = spec.lifetime == Lifetime::Ephemeral;
+    agent_link::check_size(&exec)?;
     let mut handle = make(context, request, spec, true, client).await?;
     let _lines = follow(handle.watch.clone(), client.progress.clone());
     let attempt = handle.watch.borrow().attempt.max(u64::from(!handle.existed));
@@ -96,7 +98,7 @@ pub(super) async fn run(
     let reached = tokio::select! {
         reached = reached => reached,
         () = client.gone.cancelled() => {
-            abandon(&handle).await;
+            abandon(&handle, None).await;
             return Err(left());
         }
     };
@@ -109,15 +111,15 @@ pub(super) async fn run(
     match attach(context, &handle, operation, exec, true).await {
         Ok(answer) => Ok(answer),
         Err(error) => {
-            abandon(&handle).await;
+            abandon(&handle, Some(operation)).await;
             Err(error)
         }
     }
 }
 
 /// An ephemeral VM that nobody will have goes; others stay.
-async fn abandon(handle: &Handle) {
-    if let Err(error) = handle.command(Command::Abandon).await {
+async fn abandon(handle: &Handle, operation: Option<OperationId>) {
+    if let Err(error) = handle.command(Command::Abandon(operation)).await {
         tracing::warn!(vm = %handle.id, error = %error, "an abandoned VM could not be deleted");
     }
 }
@@ -171,6 +173,7 @@ pub(super) async fn exec(
     wait: Option<Readiness>,
     client: &Client,
 ) -> Result<Answer, WireError> {
+    agent_link::check_size(&exec)?;
     let (mut handle, attempt) = awake(context, &vm).await?;
     let level = wait.unwrap_or(Readiness::Agent);
     ready(context, &mut handle, attempt, level, None, &client.gone).await?;

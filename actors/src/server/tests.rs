@@ -132,8 +132,12 @@ async fn server() -> Server {
     let world = World::new();
     let store = Store::open(&paths.database()).unwrap();
     let host = HostFacts { cpus: 8, memory_mib: 16_000, memory_available_mib: 16_000 };
-    let vm =
-        VmContext { ports: Arc::new(world.clone()), store: store.clone(), runtime: tokio::runtime::Handle::current() };
+    let vm = VmContext {
+        ports: Arc::new(world.clone()),
+        store: store.clone(),
+        runtime: tokio::runtime::Handle::current(),
+        host_restarted: false,
+    };
     let registry = Supervisor::start(move |_| Registry::new(RegistryContext { vm, host, names: None }, vec![]));
     let runtime = tokio::runtime::Handle::current();
     let disk_files = Supervisor::start(move |_| Ext4Files::new(runtime));

@@ -94,8 +94,8 @@ impl Database {
         self.connection
             .prepare_cached(&format!("UPDATE vms SET ({COLUMNS}) = ({PARAMETERS}) WHERE id = :id"))
             .and_then(|mut statement| record.bind(&mut statement))
-            .map_err(|error| name_taken(error, record, "write a VM"))?;
-        Ok(())
+            .map_err(|error| name_taken(error, record, "write a VM"))
+            .and_then(|changed| if changed == 0 { Err(StoreError::NotThere(record.id)) } else { Ok(()) })
     }
 
     pub(super) fn bury(&mut self, vm: VmId, now_ms: u64) -> Result<(), StoreError> {

@@ -44,6 +44,8 @@ pub enum StoreError {
     },
     #[error("the name `{0}` is taken")]
     NameTaken(VmName),
+    #[error("there is no VM {0}")]
+    NotThere(VmId),
     #[error("the store panicked: {0}")]
     Panicked(String),
     #[error("the store is closed")]
@@ -54,6 +56,7 @@ impl From<StoreError> for WireError {
     fn from(error: StoreError) -> Self {
         let kind = match &error {
             StoreError::NameTaken(_) => ErrorKind::Conflict,
+            StoreError::NotThere(_) => ErrorKind::NotFound,
             StoreError::Newer { .. } | StoreError::Open { .. } | StoreError::Query { .. } => ErrorKind::Host,
             StoreError::Migrate { .. } | StoreError::Panicked(_) => ErrorKind::Internal,
             StoreError::Closed => ErrorKind::Unavailable,

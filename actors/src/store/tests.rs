@@ -90,7 +90,8 @@ async fn a_deleted_row_is_not_brought_back_by_a_late_write() {
     let (_dir, store) = temporary();
     store.create(record(1, "one")).await.unwrap();
     store.bury(VmId([1; 8]), 5).await.unwrap();
-    store.put(record(1, "one"), Durability::Intent).await.unwrap();
+    let late = store.put(record(1, "one"), Durability::Intent).await;
+    assert!(matches!(late, Err(StoreError::NotThere(vm)) if vm == VmId([1; 8])), "nor taken for written: {late:?}");
     assert_eq!(store.get(VmId([1; 8])).await.unwrap(), None);
 }
 

@@ -1,6 +1,7 @@
 //! Who starts whom. The only place that knows every actor; the order of starting is the order of the lines here, and the
 //! order of stopping is the reverse.
 
+mod boots;
 mod ports;
 mod sources;
 mod sweep;
@@ -199,7 +200,8 @@ pub async fn start(
     });
     let files_runtime = runtime.clone();
     let disk_files = Supervisor::start(move |_| Ext4Files::new(files_runtime));
-    let vm = VmContext { ports: ports.clone(), store: store.clone(), runtime };
+    let host_restarted = boots::host_restarted(&paths);
+    let vm = VmContext { ports: ports.clone(), store: store.clone(), runtime, host_restarted };
     let context = RegistryContext { vm, host, names: Some(taps.names()) };
     let registry = Supervisor::start(move |_| Registry::new(context, records));
 

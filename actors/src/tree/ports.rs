@@ -28,6 +28,9 @@ const DISK: &str = "disk.ext4";
 /// How much of a console is kept, in bytes.
 const CONSOLE_KEEP: u64 = 4 << 20;
 
+/// For a VMM that should not be there to die.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
 /// From the first byte to the proof of the managed key. Generous: a guest that is just starting its sshd makes us wait.
 const SSH_HANDSHAKE: Duration = Duration::from_secs(60);
 /// For the guest's agent to take a connection.
@@ -234,13 +237,23 @@ impl Ports for HostPorts {
     }
 
     fn remove_files(&self, vm: VmId) -> BoxFuture<'static, Result<(), WireError>> {
-        let dir = self.paths.vm_dir(vm);
-        Box::pin(blocking("remove the VM's files", move || match std::fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(host_error("failed to remove the VM's files", &error))
+        let (files, dir) = (self.files(vm), self.paths.vm_dir(vm));
+        Box::pin(async move {
+            // The lock is in there: without it a VMM that still lives would never be found again.
+            let left = vmm::adopt(&files?).await.map_err(|error| host_error("failed to look for the VMM", &error))?;
+            if let Some(process) = left {
+                tracing::warn!(vm = %vm, pid = process.pid(), "a VMM lives that should have ended: it is killed");
+                let killed = process.kill_and_wait(KILL_PATIENCE).await;
+                killed.map_err(|error| host_error("the VM's VMM cannot be ended", &error))?;
             }
-            Ok(()) | Err(_) => Ok(()),
-        }))
+            blocking("remove the VM's files", move || match std::fs::remove_dir_all(&dir) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    Err(host_error("failed to remove the VM's files", &error))
+                }
+                Ok(()) | Err(_) => Ok(()),
+            })
+            .await
+        })
     }
 
     fn trim_logs(&self, vm: VmId) {

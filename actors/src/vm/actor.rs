@@ -36,6 +36,8 @@ pub struct VmContext {
     pub store: Store,
     /// The worker pool: an actor's own thread must never do work.
     pub runtime: Handle,
+    /// The host was restarted since an earlier daemon wrote the store: what that one did not wait for may be missing.
+    pub host_restarted: bool,
 }
 
 impl std::fmt::Debug for VmContext {
@@ -65,6 +67,8 @@ pub struct Vm {
     /// The VMM has ended; what it means is decided when the guest's last words have been heard.
     pub(super) exit: Option<VmmExit>,
     pub(super) operations: BTreeSet<OperationId>,
+    /// The record's operation was tied by this actor, which knows whether it was opened.
+    pub(super) tied_here: bool,
     pub(super) warning: Option<String>,
     error: Option<WireError>,
     pub(super) how: Option<&'static str>,
@@ -173,6 +177,7 @@ impl Vm {
             asked_early: false,
             exit: None,
             operations: BTreeSet::new(),
+            tied_here: false,
             warning: None,
             error: None,
             how: None,

@@ -42,7 +42,7 @@ impl Vm {
             }
             Effect::Prepare(purpose) => {
                 self.record.phase = match purpose {
-                    Purpose::Create | Purpose::CreateOnly => Phase::Creating,
+                    Purpose::Create | Purpose::CreateOnly | Purpose::CreateThenStart => Phase::Creating,
                     Purpose::Start => Phase::Running,
                 };
                 self.send_work(Work::Prepare { attempt, record: self.record.clone(), purpose });

@@ -47,6 +47,8 @@ pub(crate) struct Outside {
     pub(crate) specs: Vec<(VmId, BootNonce)>,
     pub(crate) asked: Vec<(VmId, StopKind)>,
     pub(crate) acknowledged: Vec<OperationId>,
+    /// What every guest that is found again says it runs.
+    pub(crate) operations: Vec<OperationId>,
     pub(crate) probed: Vec<(VmId, SshPublicKey)>,
     /// VMs whose logs were looked at.
     pub(crate) noted: BTreeSet<VmId>,
@@ -75,6 +77,8 @@ pub(crate) struct Script {
     pub(crate) last_words: Option<AgentFrame>,
     /// What a guest said never comes to an end.
     pub(crate) endless_words: bool,
+    /// What the next daemon finds out about the host.
+    pub(crate) host_restarted: bool,
 }
 
 /// The world, and one daemon's view of it.
@@ -351,7 +355,7 @@ impl Ports for World {
 
     fn adopt(&self, vm: VmId) -> BoxFuture<'static, Result<Adopted, WireError>> {
         let found = self.alive().contains(&vm).then(|| self.handle(vm));
-        Box::pin(std::future::ready(Ok(found)))
+        self.ready("adopt", found)
     }
 
     fn listen(
@@ -373,12 +377,14 @@ impl Ports for World {
         machine.link = Some(events.clone());
         if alive {
             // A living guest redials: as somebody who runs, or still asking for its boot spec.
-            let running = machine.nonce.map(|nonce| RunningIdentity {
+            let nonce = machine.nonce;
+            let operations = outside.operations.clone();
+            let running = nonce.map(|nonce| RunningIdentity {
                 vm,
                 nonce,
                 readiness: Some(Readiness::System),
                 warning: None,
-                operations: vec![],
+                operations,
             });
             let identify = AgentFrame::Identify { running, uptime_us: 0, restarts: 0 };
             events.try_send(LinkEvent::Frame(identify)).unwrap();

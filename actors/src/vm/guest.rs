@@ -48,7 +48,10 @@ impl Vm {
                 self.on_identity(attempt, identity, restarts, ctx);
             }
             AgentFrame::Ready { level, warning, uptime_us } => {
-                tracing::info!(vm = %self.record.id, ?level, uptime_us, "the guest is ready");
+                // Once for each level: a guest that says it a thousand times a second must not fill the log.
+                if !matches!(self.state.at, At::Running { level: before } if before >= level) {
+                    tracing::info!(vm = %self.record.id, ?level, uptime_us, "the guest is ready");
+                }
                 self.on_ready(attempt, level, warning, ctx);
             }
             AgentFrame::OperationStarted { operation, .. } => {
@@ -82,6 +85,15 @@ impl Vm {
             tracing::warn!(vm = %self.record.id, restarts, "the agent had to be restarted in this boot");
         }
         self.operations = identity.operations.into_iter().take(OPERATIONS_MAX).collect();
+        let lost = self.record.operation.filter(|operation| {
+            // The guest has ended it, or an earlier daemon died before it was opened: in either case nobody waits for it.
+            self.is_main(*operation) && !self.tied_here && !self.operations.contains(operation)
+        });
+        if lost.is_some() {
+            tracing::info!(vm = %self.record.id, "the command that it was made for does not run any more");
+            self.step_quietly(Event::Delete { force: true }, ctx);
+            return;
+        }
         if let Some(link) = &self.link {
             link.send(DaemonFrame::Welcome);
         }
@@ -110,12 +122,17 @@ impl Vm {
         if self.operations.remove(&operation) {
             self.publish();
         }
-        if let Some(link) = &self.link {
+        if self.is_main(operation) {
+            // Not acknowledged: should the daemon end before the delete is written, the agent tells the next one.
+            self.step_quietly(Event::Delete { force: true }, ctx);
+        } else if let Some(link) = &self.link {
             link.send(DaemonFrame::Acknowledge { operation });
         }
-        if self.record.lifetime == Lifetime::Ephemeral && self.record.operation == Some(operation) {
-            self.step_quietly(Event::Delete { force: true }, ctx);
-        }
+    }
+
+    /// Whether this is what an ephemeral VM lives for.
+    fn is_main(&self, operation: OperationId) -> bool {
+        self.record.lifetime == Lifetime::Ephemeral && self.record.operation == Some(operation)
     }
 
     /// Ties an ephemeral VM to the operation that it lives for. False where it has one already.
@@ -123,6 +140,7 @@ impl Vm {
         if self.record.operation.is_some_and(|before| before != operation) {
             return false;
         }
+        self.tied_here = true;
         self.record.operation = Some(operation);
         self.write(Durability::Fact);
         true

@@ -5,7 +5,7 @@ use super::ports::Link;
 use super::state::{At, Attempt, Denied, Event};
 use super::worker::Work;
 use crate::store::{Durability, StoreError};
-use actix::{Context, Handler, Message, ResponseFuture};
+use actix::{ActorFutureExt as _, Context, Handler, Message, ResponseActFuture, ResponseFuture, WrapFuture as _};
 use messages::error::{ErrorKind, WireError};
 use messages::guest::{GuestAnswer, GuestQuestion};
 use messages::ids::{OperationId, VmName};
@@ -38,8 +38,8 @@ pub enum Command {
     Delete {
         force: bool,
     },
-    /// The client of an ephemeral VM left before the handover: deletes it. Others stay.
-    Abandon,
+    /// The client of an ephemeral VM left before the handover, of this operation where it came so far: deletes it. Others stay.
+    Abandon(Option<OperationId>),
     /// It never became ready: kept, for its logs.
     Keep,
 }
@@ -60,8 +60,10 @@ impl Handler<Command> for Vm {
                 Event::Restart
             }
             Command::Delete { force } => Event::Delete { force },
-            Command::Abandon => {
-                if self.record.lifetime == Lifetime::Kept || self.record.operation.is_some() {
+            Command::Abandon(operation) => {
+                if self.record.lifetime == Lifetime::Kept
+                    || self.record.operation.is_some_and(|tied| Some(tied) != operation)
+                {
                     return Ok(Accepted { changed: false, attempt: self.state.attempt });
                 }
                 Event::Delete { force: true }
@@ -74,10 +76,10 @@ impl Handler<Command> for Vm {
             }
         };
         let before = self.state.attempt;
-        let restart = event == Event::Restart;
+        let starts = matches!(event, Event::Restart | Event::Start);
         let changed = self.step(event, ctx).map_err(|denied| self.explain(denied))?;
-        // A restart of a running VM is fulfilled by the attempt after this one.
-        let coming = restart && self.state.attempt == before && changed;
+        // A restart of a running VM is fulfilled by the attempt after this one; so is a start of one that is being made.
+        let coming = starts && self.state.attempt == before && changed;
         Ok(Accepted { changed, attempt: self.state.attempt + u64::from(coming) })
     }
 }
@@ -154,16 +156,25 @@ impl Handler<BeginOperation> for Vm {
 pub struct Rename(pub VmName);
 
 impl Handler<Rename> for Vm {
-    type Result = ResponseFuture<Result<(), WireError>>;
+    type Result = ResponseActFuture<Self, Result<(), WireError>>;
 
     fn handle(&mut self, Rename(name): Rename, _: &mut Self::Context) -> Self::Result {
-        self.record.name = name;
+        let before = std::mem::replace(&mut self.record.name, name);
         self.publish();
         // Through the worker, so that an older copy of the record cannot overtake it.
         let (answer, answered) = oneshot::channel();
         let record = self.record.clone();
         self.send_work(Work::Write { record, durability: Durability::Intent, answer: Some(answer) });
-        Box::pin(async move { Ok(answered.await.unwrap_or(Err(StoreError::Closed))?) })
+        let written = async move { answered.await.unwrap_or(Err(StoreError::Closed)) };
+        Box::pin(written.into_actor(self).map(|written, vm, _| {
+            if let Err(error) = written {
+                // The registry gives the name to others, and no later write may ask for it.
+                vm.record.name = before;
+                vm.publish();
+                return Err(error.into());
+            }
+            Ok(())
+        }))
     }
 }
 

@@ -3,6 +3,8 @@
 use super::actor::Vm;
 use super::ports::{Boot, Link, Vmm, VmmExit};
 use super::state::{At, Attempt, Event, Then, Timer};
+use super::worker::Work;
+use crate::store::Phase;
 use actix::{AsyncContext as _, Context, Handler, Message};
 use messages::WireError;
 use messages::error::ErrorKind;
@@ -13,14 +15,22 @@ use std::time::{Duration, Instant};
 /// How long the words that a guest said before its VMM ended may take through our own queues. They are on this host already, so
 /// only a flood takes longer.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Between two attempts to find out what a VM runs on that outlived its daemon.
+const GATHER_AGAIN: Duration = Duration::from_secs(3);
 
 /// What runs of a VM. A link that could not be listened for is a VM without exec, not a dead one.
 type Alive = (Arc<dyn Vmm>, Option<Arc<dyn Link>>);
 
 /// What became of a piece of work.
 pub(super) enum Outcome {
-    Attached { alive: Option<Alive>, boot: Option<Box<Boot>>, error: Option<WireError> },
+    Attached {
+        alive: Option<Alive>,
+        boot: Option<Box<Boot>>,
+        error: Option<WireError>,
+    },
     Prepared(Result<Box<Boot>, WireError>),
+    /// What an attach could not have.
+    Gathered(Result<Box<Boot>, WireError>),
     Launched(Result<Alive, WireError>),
     Released,
     Removed(Result<(), WireError>),
@@ -47,8 +57,13 @@ impl Handler<Done> for Vm {
                 }
                 self.boot = boot.map(|boot| *boot);
                 let lives = alive.is_some();
+                if lives && self.boot.is_none() {
+                    self.gather_later(ctx);
+                }
                 let wish = if lives {
                     Then::Rest
+                } else if matches!(self.state.at, At::Attaching { phase: Phase::Creating }) {
+                    self.wish_of_unfinished()
                 } else {
                     let error = error
                         .unwrap_or_else(|| WireError::new(ErrorKind::Guest, "its VMM ended while the daemon was away"));
@@ -65,6 +80,7 @@ impl Handler<Done> for Vm {
                 }
                 Event::Attached { attempt, alive: lives, wish }
             }
+            Outcome::Gathered(result) => return self.gathered(result, ctx),
             Outcome::Prepared(result) => {
                 let result = result.map(|boot| {
                     self.record.tap = boot.tap.as_ref().map_or(self.record.tap, |tap| Some(tap.number));
@@ -115,10 +131,60 @@ impl Vm {
         }
     }
 
+    /// What becomes of a VM whose create was never seen to end, and that does not live.
+    fn wish_of_unfinished(&self) -> Then {
+        match self.record.lifetime {
+            Lifetime::Kept if self.context.host_restarted => Then::Fail(
+                WireError::new(ErrorKind::Host, "the host went down while the VM was being made, or soon after")
+                    .hint(format!("`banger vm start {}` starts it", self.record.name)),
+            ),
+            // It has never run: its creator was told nothing, or that it is lost.
+            Lifetime::Kept | Lifetime::Ephemeral => Then::Delete(None),
+        }
+    }
+
+    /// A VM that runs, but whose address and image are not known: the helper is away, say. It is asked again until it is back.
+    fn gather_later(&self, ctx: &mut Context<Self>) {
+        ctx.notify_later(GatherAgain { attempt: self.state.attempt }, GATHER_AGAIN);
+    }
+
+    fn gathered(&mut self, result: Result<Box<Boot>, WireError>, ctx: &mut Context<Self>) {
+        match result {
+            Ok(boot) => {
+                self.boot = Some(*boot);
+                self.publish();
+                if std::mem::take(&mut self.asked_early) {
+                    self.send_spec();
+                }
+            }
+            Err(error) => {
+                tracing::debug!(vm = %self.record.id, error = %error, "still attached with less than all");
+                self.gather_later(ctx);
+            }
+        }
+    }
+
     /// A step for an event that nobody waits on; the machine denies none of these.
     pub(super) fn step_quietly(&mut self, event: Event, ctx: &mut Context<Self>) {
         if let Err(denied) = self.step(event, ctx) {
             tracing::error!(vm = %self.record.id, error = %denied, "an outcome was denied");
+        }
+    }
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+struct GatherAgain {
+    attempt: Attempt,
+}
+
+impl Handler<GatherAgain> for Vm {
+    type Result = ();
+
+    fn handle(&mut self, GatherAgain { attempt }: GatherAgain, _: &mut Self::Context) {
+        let runs = matches!(self.state.at, At::Booting { .. } | At::Running { .. });
+        if attempt == self.state.attempt && runs && self.boot.is_none() {
+            self.send_work(Work::Gather { attempt, record: self.record.clone() });
         }
     }
 }

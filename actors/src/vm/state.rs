@@ -35,8 +35,8 @@ pub enum At {
     Preparing { purpose: Purpose },
     /// The VMM is being started.
     Launching { purpose: Purpose },
-    /// A step of the start is under way, but the VM is not wanted any more.
-    Cancelling { then: Then },
+    /// A step of the start is under way, but the VM is not wanted any more. `creating`: where that step fails there is no row.
+    Cancelling { creating: bool, then: Then },
     /// The VMM runs; nothing was heard of the agent. `again`: it outlived its daemon and may long be up.
     Booting { again: bool },
     /// The agent is ready to this level.
@@ -64,6 +64,8 @@ pub enum Purpose {
     Create,
     /// Make the VM, leave it stopped.
     CreateOnly,
+    /// [`Purpose::CreateOnly`], during which somebody asked for a start.
+    CreateThenStart,
     /// A VM that exists.
     Start,
 }
@@ -216,10 +218,12 @@ impl State {
                 Phase::Deleting => VmState::Deleting,
             },
             At::Running { .. } => VmState::Running,
-            At::Cancelling { ref then } | At::Stopping { ref then, .. } | At::Releasing { ref then } => match then {
-                Then::Rest | Then::Fail(_) | Then::Start | Then::StartLater => VmState::Stopping,
-                Then::Delete(_) => VmState::Deleting,
-            },
+            At::Cancelling { ref then, .. } | At::Stopping { ref then, .. } | At::Releasing { ref then } => {
+                match then {
+                    Then::Rest | Then::Fail(_) | Then::Start | Then::StartLater => VmState::Stopping,
+                    Then::Delete(_) => VmState::Deleting,
+                }
+            }
             At::Stopped => VmState::Stopped,
             At::Failed { .. } => VmState::Failed,
             At::Deleting { .. } | At::Gone { .. } => VmState::Deleting,

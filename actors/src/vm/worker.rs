@@ -13,7 +13,12 @@ use futures::future::BoxFuture;
 use messages::error::{ErrorKind, WireError};
 use messages::vm::NetworkMode;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
+
+/// Between two looks for a VMM that may or may not live: out of descriptors, most likely.
+const LOOK_AGAIN_FIRST: Duration = Duration::from_millis(200);
+const LOOK_AGAIN_LAST: Duration = Duration::from_secs(10);
 
 /// One piece of work. Those with an outcome say which.
 pub(super) enum Work {
@@ -35,6 +40,11 @@ pub(super) enum Work {
         record: VmRecord,
         boot: Box<Boot>,
         events: mpsc::Sender<LinkEvent>,
+    },
+    /// [`Outcome::Gathered`].
+    Gather {
+        attempt: Attempt,
+        record: VmRecord,
     },
     Kill(Option<Arc<dyn Vmm>>),
     /// Begun in its turn, after the intents before it are durable; nothing behind it waits for its end.
@@ -89,6 +99,10 @@ impl Worker {
                 self.ports.at_step(record.id, "launched").await;
                 self.tell(attempt, outcome).await;
             }
+            Work::Gather { attempt, record } => {
+                let result = self.gather(&record).await.map(|(boot, _)| Box::new(boot));
+                self.tell(attempt, Outcome::Gathered(result)).await;
+            }
             Work::Kill(vmm) => {
                 if let Some(vmm) = vmm {
                     vmm.kill();
@@ -105,12 +119,14 @@ impl Worker {
                 self.tell(attempt, Outcome::Removed(result)).await;
             }
             Work::Write { record, durability, answer } => {
-                let id = record.id;
+                let (id, deleting) = (record.id, record.phase == Phase::Deleting);
                 let result = self.store.put(record, durability).await;
                 match (answer, result) {
                     // The caller may have left.
                     (Some(answer), result) => drop(answer.send(result)),
                     // What depends on it is a better start of the next daemon: a stop goes on with a full disk.
+                    // A create that was rolled back before there was a row.
+                    (None, Err(StoreError::NotThere(_))) if deleting => {}
                     (None, Err(error)) => {
                         tracing::error!(vm = %id, error = %WireError::from(error), "cannot write the VM's record");
                     }
@@ -128,11 +144,22 @@ impl Worker {
     }
 
     async fn attach(&self, record: VmRecord, events: mpsc::Sender<LinkEvent>) -> Outcome {
-        let dead = |why: Option<WireError>| Outcome::Attached { alive: None, boot: None, error: why };
-        let vmm = match self.ports.adopt(record.id).await {
-            Ok(Some(vmm)) => vmm,
-            Ok(None) => return dead(None),
-            Err(error) => return dead(Some(error)),
+        let dead = || Outcome::Attached { alive: None, boot: None, error: None };
+        let mut pause = LOOK_AGAIN_FIRST;
+        let vmm = loop {
+            match self.ports.adopt(record.id).await {
+                Ok(Some(vmm)) => break vmm,
+                Ok(None) => return dead(),
+                // Whoever cannot look knows nothing: taken for dead, a VM that lives would lose its tap, its files, or both.
+                Err(error) => {
+                    tracing::error!(vm = %record.id, error = %error, "cannot tell whether the VM's VMM lives")
+                }
+            }
+            if self.actor.upgrade().is_none() {
+                return dead();
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LOOK_AGAIN_LAST);
         };
         // What is missing here is missed only if the guest still has to be told its boot spec.
         let boot = self.gather(&record).await;
@@ -179,7 +206,7 @@ impl Worker {
         let leased = match purpose {
             Purpose::Create | Purpose::Start => self.lease(record).await,
             // No network is needed to lie on a disk.
-            Purpose::CreateOnly => self
+            Purpose::CreateOnly | Purpose::CreateThenStart => self
                 .lease(VmRecord { network: NetworkMode::None, ..record.clone() })
                 .await
                 .map(|(boot, leased)| (boot, VmRecord { network: record.network, tap: None, ..leased })),
@@ -188,12 +215,14 @@ impl Worker {
         self.ports.at_step(id, "leased").await;
         let bytes = record.size.disk_bytes;
         match purpose {
-            Purpose::Create | Purpose::CreateOnly => match self.store.create(record).await? {
-                Created::New => {}
-                Created::Already(vm) | Created::Deleted(vm) => {
-                    return Err(WireError::new(ErrorKind::Conflict, format!("this request made VM {vm} before")));
+            Purpose::Create | Purpose::CreateOnly | Purpose::CreateThenStart => {
+                match self.store.create(record).await? {
+                    Created::New => {}
+                    Created::Already(vm) | Created::Deleted(vm) => {
+                        return Err(WireError::new(ErrorKind::Conflict, format!("this request made VM {vm} before")));
+                    }
                 }
-            },
+            }
             Purpose::Start => {
                 self.store.put(VmRecord { phase: Phase::Running, ..record }, Durability::Intent).await?;
             }
@@ -201,7 +230,7 @@ impl Worker {
         self.ports.at_step(id, "intended").await;
         self.ports.make_dir(id).await?;
         self.ports.at_step(id, "made_dir").await;
-        if purpose == Purpose::CreateOnly {
+        if matches!(purpose, Purpose::CreateOnly | Purpose::CreateThenStart) {
             // Its first start makes the disk: one that is never started takes no space.
             return Ok(boot);
         }

@@ -7,6 +7,7 @@ use actors::server::{Listener, SHUTDOWN_GRACE};
 use actors::tree;
 use messages::error::{ErrorKind, WireError};
 use messages::frame::build_id;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 /// Threads for calls that block: disks are made and files removed there, and a pull holds five for as long as it takes. They
 /// exist only while there is work.
 const BLOCKING_THREADS: usize = 256;
+/// Descriptors, where the host allows them.
+const DESCRIPTORS: u64 = 65_536;
 /// Idle ones end after this: their stacks are most of an idle daemon.
 const BLOCKING_KEEP_ALIVE: Duration = Duration::from_secs(5);
 
@@ -30,6 +33,18 @@ fn runtime() -> Runtime {
         .enable_all()
         .build()
         .expect("epoll, eventfd and threads are there: the same calls made this process's first ones")
+}
+
+/// Each VM that runs takes a few descriptors, and the usual soft limit is 1024. Not all that the hard one may allow: what the daemon
+/// starts inherits it, and some programs close every number below it.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        let wanted = hard.min(DESCRIPTORS).max(soft);
+        setrlimit(Resource::RLIMIT_NOFILE, wanted, hard)
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
 }
 
 /// The whole life of the daemon.
@@ -46,6 +61,7 @@ pub(super) fn run(args: &Args) -> Result<(), WireError> {
     let loaded = Config::load(&paths.config_file).map_err(|error| WireError::from_error(ErrorKind::Usage, &error))?;
     let lock = lock::take(&paths)?;
     log::start(&paths.log(), &loaded.config.log_level)?;
+    raise_descriptor_limit();
     tracing::info!(version = build_id(), pid = std::process::id(), state_dir = %paths.state_dir.display(), "starting");
 
     let paths = Arc::new(paths);

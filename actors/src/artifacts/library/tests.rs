@@ -174,14 +174,21 @@ fn the_initramfs_follows_the_agent() {
 }
 
 #[test]
-fn what_cannot_be_had_is_not_held() {
+fn a_start_that_fails_does_not_let_go_of_the_vms_image() {
     with_library(|library, _| async move {
-        let (image, _) = names();
-        let error = library.acquire(VM, "red-fox".to_owned(), image, "nine".parse().unwrap()).await.unwrap_err();
+        let (image, kernel) = names();
+        let users = async || {
+            let show = RequestBody::ShowImage { image: "twelve".parse().unwrap() };
+            let Reply::Image(view) = request(&library, show).await.unwrap() else { panic!() };
+            view.used_by.len()
+        };
+        let label = || "red-fox".to_owned();
+        library.acquire(VM, label(), image.clone(), kernel.clone()).await.unwrap();
+        let error = library.acquire(VM, label(), image.clone(), "nine".parse().unwrap()).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::NotFound);
-        let show = RequestBody::ShowImage { image: "twelve".parse().unwrap() };
-        let Reply::Image(view) = request(&library, show).await.unwrap() else { panic!() };
-        assert!(view.used_by.is_empty());
+        assert_eq!(users().await, 1, "the VM's disk lies over it");
+        library.release(VM, image, kernel).await;
+        assert_eq!(users().await, 0);
     });
 }
 

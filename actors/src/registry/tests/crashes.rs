@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::store::Phase;
+use crate::vm::BeginOperation;
+use messages::ids::OperationId;
 use messages::vm::{Lifetime, RestartPolicy};
 
 /// Every step that a create, a stop, a start and a delete pass.
@@ -210,4 +212,114 @@ fn an_ephemeral_vm_whose_client_died_with_the_daemon_is_deleted() {
     let (world, list) = crash(Doing::Create, "never", &ephemeral);
     assert_eq!(states(&list), []);
     assert!(world.outside().dirs.len() <= 1, "only the probe's");
+}
+
+/// A VM that an earlier daemon left running.
+fn left_running(spec: VmSpec) -> (tempfile::TempDir, World, VmId) {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new();
+    let id = life(async {
+        let daemon = Daemon::start(dir.path(), &world).await;
+        let id = daemon.running(1, spec).await.id;
+        daemon.until_records(|record| record.was_ready).await;
+        id
+    });
+    (dir, world.after_a_crash(), id)
+}
+
+async fn until_view(daemon: &Daemon, name: &str, wanted: impl Fn(&VmView) -> bool) {
+    let mut vm = daemon.get(name).await.unwrap();
+    let seen = vm.watch.wait_for(|now| wanted(&now.view));
+    drop(tokio::time::timeout(PATIENCE, seen).await.expect("the VM comes to this").unwrap());
+}
+
+#[test]
+fn a_daemon_that_cannot_look_takes_nobody_for_dead() {
+    let (dir, world, id) = left_running(spec("web"));
+    world.script().fail = Some("adopt");
+    life(async {
+        let daemon = Daemon::start(dir.path(), &world).await;
+        // Long enough for a second look.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(daemon.get("web").await.unwrap().view().state, VmState::Starting);
+        assert_eq!(world.alive().into_iter().collect::<Vec<_>>(), [id]);
+        world.script().fail = None;
+        until_view(&daemon, "web", |view| view.state == VmState::Running).await;
+        daemon.assert_no_leaks().await;
+    });
+}
+
+#[test]
+fn a_vm_that_was_found_without_the_helper_has_its_address_when_that_is_back() {
+    let (dir, world, _) = left_running(spec("web"));
+    world.script().fail = Some("lease_tap");
+    life(async {
+        let daemon = Daemon::start(dir.path(), &world).await;
+        until_view(&daemon, "web", |view| view.state == VmState::Running && view.address.is_none()).await;
+        world.script().fail = None;
+        until_view(&daemon, "web", |view| view.address.is_some()).await;
+        daemon.assert_no_leaks().await;
+    });
+}
+
+#[test]
+fn an_ephemeral_vm_lives_on_with_its_command_and_goes_when_nobody_runs_it() {
+    for runs_on in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let world = World::new();
+        let main = OperationId([1; 8]);
+        let id = life(async {
+            let daemon = Daemon::start(dir.path(), &world).await;
+            let vm = daemon.running(1, VmSpec { lifetime: Lifetime::Ephemeral, ..spec("once") }).await;
+            vm.vm.send(BeginOperation { operation: main, main: true }).await.unwrap().unwrap();
+            daemon.until_records(|record| record.operation == Some(main)).await;
+            vm.id
+        });
+        let world = world.after_a_crash();
+        // It was opened and runs; or it ended, or was never opened, and the daemon died before it could act on that.
+        world.outside().operations.extend(runs_on.then_some(main));
+        life(async {
+            let daemon = Daemon::start(dir.path(), &world).await;
+            if runs_on {
+                until_view(&daemon, "once", |view| view.state == VmState::Running).await;
+                world.operation_ended(id, main).await;
+            }
+            while !daemon.list().await.is_empty() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            assert!(world.alive().is_empty());
+            daemon.assert_no_leaks().await;
+        });
+    }
+}
+
+#[test]
+fn what_a_power_cut_makes_look_unfinished_is_kept() {
+    for host_restarted in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let world = World::new();
+        life(async {
+            let daemon = Daemon::start(dir.path(), &world).await;
+            // The record still says that it is being made, as after a power cut soon after the create.
+            world.script().freeze_at = Some("launched");
+            daemon.create(1, spec("web"), true).await.unwrap();
+            world.until_frozen().await;
+        });
+        for vm in world.alive() {
+            world.end(vm, false);
+        }
+        let world = world.after_a_crash();
+        world.script().host_restarted = host_restarted;
+        life(async {
+            let daemon = Daemon::start(dir.path(), &world).await;
+            let list = daemon.settled().await;
+            assert_eq!(states(&list), if host_restarted { vec![VmState::Failed] } else { vec![] });
+            if host_restarted {
+                let mut vm = daemon.get("web").await.unwrap();
+                let attempt = vm.command(Command::Start).await.unwrap().attempt;
+                until_ready(&mut vm.watch, attempt, Readiness::System, PATIENCE).await.unwrap();
+            }
+            daemon.assert_no_leaks().await;
+        });
+    }
 }

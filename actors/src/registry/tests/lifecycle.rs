@@ -215,11 +215,13 @@ fn an_ephemeral_vm_goes_with_its_command_and_with_nothing_else() {
         let twice = vm.vm.send(BeginOperation { operation: other, main: true }).await.unwrap();
         assert_eq!(twice.unwrap_err().kind, ErrorKind::Conflict, "a repeated request runs no second command");
         world.operation_ended(vm.id, other).await;
-        assert!(!vm.command(Command::Abandon).await.unwrap().changed, "it was handed over");
+        assert!(!vm.command(Command::Abandon(None)).await.unwrap().changed, "it was handed over");
+        assert!(!vm.command(Command::Abandon(Some(other))).await.unwrap().changed, "it is not this one's");
         world.operation_ended(vm.id, main).await;
         until_gone(&mut vm.watch, PATIENCE).await.unwrap();
         daemon.assert_no_leaks().await;
-        assert_eq!(world.outside().acknowledged, [other, main]);
+        // The delete may not be written yet: who comes after us has to hear of it.
+        assert_eq!(world.outside().acknowledged, [other]);
     });
 }
 
@@ -227,10 +229,15 @@ fn an_ephemeral_vm_goes_with_its_command_and_with_nothing_else() {
 fn an_ephemeral_vm_is_deleted_when_its_client_leaves_before_the_handover() {
     daemon(|daemon, _| async move {
         let mut vm = daemon.running(1, VmSpec { lifetime: Lifetime::Ephemeral, ..spec("once") }).await;
-        vm.command(Command::Abandon).await.unwrap();
+        vm.command(Command::Abandon(None)).await.unwrap();
         until_gone(&mut vm.watch, PATIENCE).await.unwrap();
+        let mut refused = daemon.running(3, VmSpec { lifetime: Lifetime::Ephemeral, ..spec("refused") }).await;
+        let operation = OperationId([1; 8]);
+        refused.vm.send(BeginOperation { operation, main: true }).await.unwrap().unwrap();
+        refused.command(Command::Abandon(Some(operation))).await.unwrap();
+        until_gone(&mut refused.watch, PATIENCE).await.unwrap();
         let mut kept = daemon.running(2, spec("kept")).await;
-        assert!(!kept.command(Command::Abandon).await.unwrap().changed);
+        assert!(!kept.command(Command::Abandon(None)).await.unwrap().changed);
         until_ready(&mut kept.watch, 1, Readiness::System, PATIENCE).await.unwrap();
     });
 }
@@ -311,6 +318,74 @@ fn names_are_unique_and_can_be_changed() {
         assert_eq!(daemon.get("web").await.unwrap_err().kind, ErrorKind::NotFound);
         let stored = daemon.store.all().await.unwrap();
         assert!(stored.iter().any(|record| record.name.as_str() == "front"));
+    });
+}
+
+#[test]
+fn a_rename_that_cannot_be_written_changes_nothing() {
+    daemon(|daemon, _| async move {
+        let vm = daemon.running(1, spec("web")).await;
+        daemon.until_records(|record| record.was_ready).await;
+        // A name that only the store knows to be taken.
+        let mut other = daemon.store.all().await.unwrap().remove(0);
+        (other.id, other.request, other.name) = (VmId([7; 8]), None, "taken".parse().unwrap());
+        daemon.store.create(other.clone()).await.unwrap();
+        let rename = RenameVm { reference: "web".parse().unwrap(), name: "taken".parse().unwrap() };
+        assert_eq!(daemon.registry.send(rename).await.unwrap().unwrap_err().kind, ErrorKind::Conflict);
+        assert_eq!(vm.view().name.as_str(), "web");
+        vm.command(Command::Stop(None)).await.unwrap();
+        let stopped = |record: &VmRecord| record.id == other.id || record.phase == Phase::Stopped;
+        daemon.until_records(stopped).await;
+    });
+}
+
+#[test]
+fn a_start_during_a_create_without_one_starts_it_when_it_is_made() {
+    for step in ["begin", "leased", "made_dir"] {
+        daemon(|daemon, world| async move {
+            world.script().freeze_at = Some(step);
+            let mut vm = daemon.create(1, spec("web"), false).await.unwrap();
+            world.until_frozen().await;
+            let attempt = vm.command(Command::Start).await.unwrap().attempt;
+            world.thaw();
+            let view = until_ready(&mut vm.watch, attempt, Readiness::System, PATIENCE).await.unwrap();
+            assert!(view.address.is_some(), "it has a tap");
+            assert!(world.outside().disks.contains(&vm.id), "and a disk");
+            daemon.assert_no_leaks().await;
+        });
+    }
+}
+
+#[test]
+fn a_stop_takes_back_a_start_during_a_create_without_one() {
+    daemon(|daemon, world| async move {
+        world.script().freeze_at = Some("leased");
+        let vm = daemon.create(1, spec("web"), false).await.unwrap();
+        world.until_frozen().await;
+        vm.command(Command::Start).await.unwrap();
+        vm.command(Command::Stop(None)).await.unwrap();
+        world.thaw();
+        let list = daemon.settled().await;
+        assert_eq!(list[0].state, VmState::Stopped);
+        assert!(world.outside().launches.is_empty());
+    });
+}
+
+#[test]
+fn a_create_that_is_stopped_and_fails_leaves_nothing() {
+    daemon(|daemon, world| async move {
+        world.script().freeze_at = Some("begin");
+        let mut vm = daemon.create(1, spec("web"), true).await.unwrap();
+        world.until_frozen().await;
+        vm.command(Command::Stop(None)).await.unwrap();
+        world.script().fail = Some("lease_tap");
+        world.thaw();
+        until_gone(&mut vm.watch, PATIENCE).await.unwrap();
+        let error = vm.watch.borrow().error.clone().unwrap();
+        assert!(error.to_string().contains("lease_tap"), "{error}");
+        world.script().fail = None;
+        daemon.assert_no_leaks().await;
+        daemon.running(2, spec("web")).await;
     });
 }
 

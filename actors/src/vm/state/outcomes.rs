@@ -18,9 +18,7 @@ impl State {
                     vec![Effect::CtrlAltDel, Effect::Arm(Timer::CtrlAltDel)],
                 ),
                 (Phase::Deleting, true) => self.kill(Then::Delete(None)),
-                // It has never run: its creator was told nothing, or that it is lost.
-                (Phase::Creating, false) => self.release(Then::Delete(None)),
-                (Phase::Running, false) => self.release(wish),
+                (Phase::Creating | Phase::Running, false) => self.release(wish),
                 (Phase::Stopping, false) => self.release(Then::Rest),
                 (Phase::Deleting, false) => self.release(Then::Delete(None)),
                 // `on_attach` does not let these in.
@@ -48,10 +46,23 @@ impl State {
             At::Preparing { purpose } => match (purpose, result) {
                 (Purpose::Create | Purpose::Start, Ok(())) => self.to(At::Launching { purpose }, vec![Effect::Launch]),
                 (Purpose::CreateOnly, Ok(())) => self.to(At::Stopped, vec![Effect::Note(Phase::Stopped)]),
-                (Purpose::Create | Purpose::CreateOnly, Err(error)) => self.release(Then::Delete(Some(error))),
+                // What is prepared has neither tap nor disk.
+                (Purpose::CreateThenStart, Ok(())) => self.start(Purpose::Start),
+                (Purpose::Create | Purpose::CreateOnly | Purpose::CreateThenStart, Err(error)) => {
+                    self.release(Then::Delete(Some(error)))
+                }
                 (Purpose::Start, Err(error)) => self.release(Then::Fail(error)),
             },
-            At::Cancelling { then } => State { attempt: self.attempt, at: At::New }.release(then),
+            At::Cancelling { creating, then } => {
+                let state = State { attempt: self.attempt, at: At::New };
+                match (creating, result, then) {
+                    // There is nothing that could rest or be started.
+                    (true, Err(error), Then::Rest | Then::Fail(_) | Then::Start | Then::StartLater) => {
+                        state.release(Then::Delete(Some(error)))
+                    }
+                    (_, _, then) => state.release(then),
+                }
+            }
             At::New
             | At::Attaching { .. }
             | At::Launching { .. }
@@ -70,13 +81,15 @@ impl State {
     pub(super) fn on_launched(self, result: Result<(), WireError>) -> Answer {
         match self.at {
             At::Launching { purpose } => match (purpose, result) {
-                (Purpose::Create | Purpose::CreateOnly | Purpose::Start, Ok(())) => {
+                (Purpose::Create | Purpose::CreateOnly | Purpose::CreateThenStart | Purpose::Start, Ok(())) => {
                     self.to(At::Booting { again: false }, vec![Effect::Note(Phase::Running), Effect::Arm(Timer::Boot)])
                 }
-                (Purpose::Create | Purpose::CreateOnly, Err(error)) => self.release(Then::Delete(Some(error))),
+                (Purpose::Create | Purpose::CreateOnly | Purpose::CreateThenStart, Err(error)) => {
+                    self.release(Then::Delete(Some(error)))
+                }
                 (Purpose::Start, Err(error)) => self.release(Then::Fail(error)),
             },
-            At::Cancelling { then } => {
+            At::Cancelling { then, .. } => {
                 let state = State { attempt: self.attempt, at: At::Booting { again: false } };
                 match result {
                     Ok(()) => state.kill(then),

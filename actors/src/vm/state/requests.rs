@@ -53,20 +53,20 @@ impl State {
             At::Stopped | At::Failed { .. } => self.start(Purpose::Start),
             // Somebody wants it now: the back-off is for a VM that nobody looks at.
             At::BackingOff => self.start(Purpose::Start),
-            At::Preparing { purpose: Purpose::Create | Purpose::Start }
+            At::Preparing { purpose: Purpose::Create | Purpose::CreateThenStart | Purpose::Start }
             | At::Launching { .. }
             | At::Booting { .. }
             | At::Running { .. } => self.ignored(),
             At::Preparing { purpose: Purpose::CreateOnly } => {
-                self.to(At::Preparing { purpose: Purpose::Create }, vec![])
+                self.to(At::Preparing { purpose: Purpose::CreateThenStart }, vec![])
             }
             At::Attaching { phase: Phase::Creating | Phase::Running } => self.ignored(),
-            At::Cancelling { then: Then::Start | Then::StartLater }
+            At::Cancelling { then: Then::Start | Then::StartLater, .. }
             | At::Stopping { then: Then::Start | Then::StartLater, .. }
             | At::Releasing { then: Then::Start | Then::StartLater } => self.ignored(),
             At::New
             | At::Attaching { phase: Phase::Stopping | Phase::Stopped | Phase::Failed | Phase::Deleting }
-            | At::Cancelling { then: Then::Rest | Then::Fail(_) | Then::Delete(_) }
+            | At::Cancelling { then: Then::Rest | Then::Fail(_) | Then::Delete(_), .. }
             | At::Stopping { then: Then::Rest | Then::Fail(_) | Then::Delete(_), .. }
             | At::Releasing { then: Then::Rest | Then::Fail(_) | Then::Delete(_) }
             | At::Deleting { .. }
@@ -86,10 +86,18 @@ impl State {
             At::Attaching { phase: Phase::Running | Phase::Creating } => {
                 self.to(At::Attaching { phase: Phase::Stopping }, vec![Effect::Intend(Phase::Stopping)])
             }
-            At::Preparing { purpose: Purpose::Create | Purpose::Start } | At::Launching { .. } => {
-                self.to(At::Cancelling { then: Then::Rest }, vec![])
+            At::Preparing { purpose: Purpose::CreateThenStart } => {
+                self.to(At::Preparing { purpose: Purpose::CreateOnly }, vec![])
             }
-            At::Cancelling { then } => self_with(self.attempt, At::Cancelling { then: then.without_start() }),
+            At::Preparing { purpose: Purpose::Create } => {
+                self.to(At::Cancelling { creating: true, then: Then::Rest }, vec![])
+            }
+            At::Preparing { purpose: Purpose::Start } | At::Launching { .. } => {
+                self.to(At::Cancelling { creating: false, then: Then::Rest }, vec![])
+            }
+            At::Cancelling { creating, then } => {
+                self_with(self.attempt, At::Cancelling { creating, then: then.without_start() })
+            }
             At::Stopping { stage, then } => self_with(self.attempt, At::Stopping { stage, then: then.without_start() }),
             At::Releasing { then } => self_with(self.attempt, At::Releasing { then: then.without_start() }),
             At::BackingOff => self.to(At::Stopped, vec![Effect::Note(Phase::Stopped)]),
@@ -139,14 +147,14 @@ impl State {
                 self.to(At::Stopping { stage, then: Then::Start }, vec![Effect::Intend(Phase::Running)])
             }
             At::Releasing { then: Then::Rest | Then::Fail(_) } => self.to(At::Releasing { then: Then::Start }, vec![]),
-            At::Cancelling { then: Then::Rest | Then::Fail(_) } => {
-                self.to(At::Cancelling { then: Then::Start }, vec![])
+            At::Cancelling { creating, then: Then::Rest | Then::Fail(_) } => {
+                self.to(At::Cancelling { creating, then: Then::Start }, vec![])
             }
             At::New
             | At::Attaching { .. }
             | At::Preparing { .. }
             | At::Launching { .. }
-            | At::Cancelling { then: Then::Start | Then::StartLater | Then::Delete(_) }
+            | At::Cancelling { then: Then::Start | Then::StartLater | Then::Delete(_), .. }
             | At::Stopping { then: Then::Start | Then::StartLater | Then::Delete(_), .. }
             | At::Releasing { then: Then::Start | Then::StartLater | Then::Delete(_) }
             | At::BackingOff
@@ -167,7 +175,7 @@ impl State {
                 self.to(At::Deleting { error: None }, vec![Effect::Intend(Phase::Deleting), Effect::Remove])
             }
             At::Deleting { .. } | At::Gone { .. } => self.ignored(),
-            At::Cancelling { then: Then::Delete(_) }
+            At::Cancelling { then: Then::Delete(_), .. }
             | At::Stopping { stage: Stage::Killed, then: Then::Delete(_) }
             | At::Releasing { then: Then::Delete(_) }
             | At::Attaching { phase: Phase::Deleting } => self.ignored(),
@@ -189,9 +197,11 @@ impl State {
             At::Attaching { .. } => {
                 self.to(At::Attaching { phase: Phase::Deleting }, vec![Effect::Intend(Phase::Deleting)])
             }
-            At::Preparing { .. } | At::Launching { .. } => self.to(At::Cancelling { then: Then::Delete(None) }, vec![]),
-            At::Cancelling { then: Then::Rest | Then::Fail(_) | Then::Start | Then::StartLater } => {
-                self.to(At::Cancelling { then: Then::Delete(None) }, vec![])
+            At::Preparing { .. } | At::Launching { .. } => {
+                self.to(At::Cancelling { creating: false, then: Then::Delete(None) }, vec![])
+            }
+            At::Cancelling { then: Then::Rest | Then::Fail(_) | Then::Start | Then::StartLater, .. } => {
+                self.to(At::Cancelling { creating: false, then: Then::Delete(None) }, vec![])
             }
             At::Booting { .. } | At::Running { .. } => self.kill(Then::Delete(None)),
             At::Stopping { stage: Stage::Guest | Stage::CtrlAltDel, .. } => self.kill(Then::Delete(None)),

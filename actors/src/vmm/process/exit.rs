@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -16,12 +17,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 
 /// How long helpers of a dead VMM (QEMU under banger-emu) may hold its lock before they are killed.
 pub(super) const HELPERS_GRACE: Duration = Duration::from_millis(500);
 /// How long the lock of a dead VMM is waited for in all. A killed process goes when its I/O has; no longer than this.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// Between two such killings: what was killed is gone in less, or hangs in the kernel.
+const KILL_PAUSE: Duration = Duration::from_millis(200);
 
 /// How a VMM ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,14 +180,14 @@ fn reap(pidfd: &WatchedFd, pid: u32) -> Option<Exit> {
 async fn clean_up(files: &VmFiles) {
     let path = files.lock();
     let started = Instant::now();
+    let mut pause = Duration::from_millis(2);
     loop {
         match Lock::attempt(&path) {
             Ok(Attempt::Taken(lock)) => return remove_remains(files, lock),
             Ok(Attempt::Held(file)) => {
                 if started.elapsed() > HELPERS_GRACE {
-                    for pid in holders(&file).unwrap_or_default() {
-                        kill_by_id(pid);
-                    }
+                    kill_holders(file).await;
+                    pause = KILL_PAUSE;
                 }
             }
             // The directory is gone, and with it all that there was to remove.
@@ -197,7 +201,15 @@ async fn clean_up(files: &VmFiles) {
             tracing::error!(vm = %files.vm(), "something still holds a dead VMM's lock");
             return;
         }
-        sleep(Duration::from_millis(2)).await;
+        sleep(pause).await;
+    }
+}
+
+/// Kills whoever holds the lock. On a thread of its own: it looks at every process of the host.
+async fn kill_holders(lock: File) {
+    let killed = spawn_blocking(move || holders(&lock).unwrap_or_default().into_iter().for_each(kill_by_id)).await;
+    if let Err(error) = killed {
+        tracing::error!(%error, "cannot look for a VMM's helpers");
     }
 }
 

@@ -127,12 +127,22 @@ pub(super) fn holds(pid: u32, file: &File) -> io::Result<Held> {
         Err(_) => return Ok(Held::No),
     };
     let held = descriptors.flatten().any(|descriptor| {
-        let same = std::fs::metadata(descriptor.path())
-            .is_ok_and(|theirs| theirs.ino() == ours.ino() && theirs.dev() == ours.dev());
-        let info = || Path::new("/proc").join(pid.to_string()).join("fdinfo").join(descriptor.file_name());
-        same && std::fs::read_to_string(info()).is_ok_and(|info| info.contains("FLOCK"))
+        let info = Path::new("/proc").join(pid.to_string()).join("fdinfo").join(descriptor.file_name());
+        // The file itself is looked at last: one on a file system that hangs would take us along, and it is none of ours.
+        std::fs::read_to_string(info).is_ok_and(|info| is_locked(&info, ours.ino()))
+            && std::fs::metadata(descriptor.path())
+                .is_ok_and(|theirs| theirs.ino() == ours.ino() && theirs.dev() == ours.dev())
     });
     Ok(if held { Held::Yes } else { Held::No })
+}
+
+/// Whether a descriptor has a lock on a file of this number (`lock:` in proc_pid_fdinfo(5): `1: FLOCK ADVISORY WRITE PID MAJ:MIN:INODE
+/// START END`).
+fn is_locked(info: &str, inode: u64) -> bool {
+    let of_file = |word: &str| word.rsplit_once(':').is_some_and(|(_, number)| number.parse() == Ok(inode));
+    info.lines()
+        .filter_map(|line| line.strip_prefix("lock:"))
+        .any(|line| line.contains("FLOCK") && line.split_ascii_whitespace().any(of_file))
 }
 
 /// A VMM leads its session; its helpers do not.
@@ -147,5 +157,19 @@ fn same_file(file: &File, path: &Path) -> io::Result<bool> {
         Ok(theirs) => Ok(ours.ino() == theirs.ino() && ours.dev() == theirs.dev()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_of_a_descriptor_is_known_by_its_file() {
+        let info = "pos:\t0\nflags:\t02100002\nmnt_id:\t27\nino:\t4711\nlock:\t1: FLOCK  ADVISORY  WRITE 99 fd:01:4711 0 EOF\n";
+        assert!(is_locked(info, 4711));
+        assert!(!is_locked(info, 711));
+        assert!(!is_locked(&info.replace("FLOCK", "POSIX"), 4711));
+        assert!(!is_locked("pos:\t0\nino:\t4711\n", 4711));
     }
 }
