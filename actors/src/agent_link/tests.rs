@@ -8,7 +8,8 @@ use link::frames::{FrameReader, send_hello, write_frame};
 use messages::error::{ErrorKind, WireError};
 use messages::frame::{self, GENERATION, Hello, MAGIC};
 use messages::guest::{
-    AgentFrame, DaemonFrame, ExecSpec, GuestAnswer, GuestQuestion, OPERATION_PORT, OperationFrame, RunningIdentity,
+    AgentFrame, ArgBytes, DaemonFrame, ExecCommand, ExecSpec, GuestAnswer, GuestQuestion, OPERATION_PORT,
+    OperationFrame, RunningIdentity,
 };
 use messages::ids::{BootNonce, OperationId, VmId};
 use messages::limits::{GUEST_FRAME_MAX, HELLO_FRAME_MAX};
@@ -566,4 +567,13 @@ async fn many_dials_at_once_outlast_a_full_backlog() {
         dial.await.unwrap().unwrap();
     }
     serving.await.unwrap();
+}
+
+#[test]
+fn a_command_that_no_frame_holds_is_refused_before_anything_is_made_for_it() {
+    let exec = |length: usize| ExecSpec::new(ExecCommand::Argv(vec![ArgBytes(vec![b'a'; length])]));
+    check_size(&exec(100_000)).unwrap();
+    let error = check_size(&exec(300_000)).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Usage);
+    assert!(error.to_string().contains("256 KiB"), "{error}");
 }

@@ -30,7 +30,8 @@ const TRIM_INTERVAL: Duration = Duration::from_secs(15);
 const NOTE_INTERVAL: Duration = Duration::from_secs(1);
 /// A start that was admitted and never happened is forgotten after this.
 const ADMISSION_HOLDS: Duration = Duration::from_secs(30);
-/// A VM whose actor panics more often than this within [`REBUILD_WINDOW`] is left alone.
+/// A VM whose actor panics more often than this within [`REBUILD_WINDOW`] is tried again only that much later: until then it can
+/// not even be deleted.
 const REBUILDS: usize = 5;
 const REBUILD_WINDOW: Duration = Duration::from_secs(60);
 
@@ -272,7 +273,10 @@ impl Registry {
                 }
                 // It panicked before its first commit: nothing of it exists.
                 Ok(None) => registry.forget(vm),
-                Err(error) => tracing::error!(vm = %vm, error = %error, "the VM's record cannot be read"),
+                Err(error) => {
+                    tracing::error!(vm = %vm, error = %error, "the VM's record cannot be read");
+                    registry.rebuild(vm, REBUILD_WINDOW, ctx);
+                }
             });
         }));
     }
@@ -551,10 +555,9 @@ impl actix::Handler<VmGone> for Registry {
                 return;
             }
             let restarts = self.rebuilds.entry(vm).or_insert_with(|| Restarts::new(REBUILDS, REBUILD_WINDOW));
-            let backoff = restarts.next(Instant::now());
+            let backoff = restarts.next(Instant::now()).unwrap_or(REBUILD_WINDOW);
             tracing::error!(vm = %vm, ?backoff, "the VM's actor is gone; building it anew");
             self.vms.insert(vm, Entry::Rebuilding { view });
-            let Some(backoff) = backoff else { return };
             self.rebuild(vm, backoff, ctx);
         });
     }
