@@ -124,16 +124,23 @@ pub fn guest_taps(subnet: Subnet) -> impl Iterator<Item = TapNumber> {
     (0..TAPS_MAX).map(TapNumber).filter(move |tap| guest_address(subnet, *tap).is_some())
 }
 
-/// The alias (`IFLA_IFALIAS`) that marks an interface as this instance's. The helper touches no other interface.
+/// What the mark of everything that is made for one user begins with.
 #[must_use]
-pub fn interface_alias(instance: InstanceId) -> String {
-    format!("banger:{instance}")
+pub fn owner_mark(owner_uid: u32) -> String {
+    format!("banger:{owner_uid}:")
 }
 
-/// The nftables table of an instance.
+/// The alias (`IFLA_IFALIAS`) that marks an interface as this instance's, and as this user's: whoever asks chooses the instance,
+/// so it alone says nothing of whose it is. The helper touches no other interface.
 #[must_use]
-pub fn table_name(instance: InstanceId) -> String {
-    format!("banger_{instance}")
+pub fn interface_alias(owner_uid: u32, instance: InstanceId) -> String {
+    format!("{}{instance}", owner_mark(owner_uid))
+}
+
+/// The nftables table of a user's instance. Nobody else's helper names it.
+#[must_use]
+pub fn table_name(owner_uid: u32, instance: InstanceId) -> String {
+    format!("banger_{owner_uid}_{instance}")
 }
 
 /// What one guest may reach beyond what every guest may.

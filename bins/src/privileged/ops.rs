@@ -1,7 +1,8 @@
 //! Carries out checked operations: looks at what the kernel has, and does only what is missing.
 //!
 //! Every operation is idempotent and may be cut off between any two calls: whatever it leaves carries the instance's name
-//! or alias, so that the next attempt, or `RemoveInstance`, finds it. Nothing here touches an interface without that mark.
+//! or alias, so that the next attempt, or `RemoveInstance`, finds it. Nothing here touches an interface without that mark,
+//! which names the owner, too: who asks chooses the instance, and may choose another user's.
 
 use super::host::{Host, HostError, Link, LinkChange, LinkKind, Route};
 use super::nft::{FOREIGN_CHAINS, ForeignChain, KnownRule, Passage, rules};
@@ -30,6 +31,8 @@ pub enum OperationError {
     Foreign(InterfaceName),
     #[error("the tap `{0}` belongs to uid {1}")]
     OtherOwner(InterfaceName, u32),
+    #[error("uid {1} has an instance of the same name (`{0}`) on this host")]
+    OtherInstance(String, u32),
     #[error("the bridge `{0}` does not exist")]
     NoBridge(InterfaceName),
     #[error("the nftables table `{0}` does not exist")]
@@ -53,6 +56,8 @@ impl From<OperationError> for WireError {
             OperationError::Foreign(_) => Self::from_error(ErrorKind::Conflict, &error)
                 .hint("set another `bridge_name` in the config, or remove that interface"),
             OperationError::OtherOwner(..) => Self::from_error(ErrorKind::Conflict, &error),
+            OperationError::OtherInstance(..) => Self::from_error(ErrorKind::Conflict, &error)
+                .hint("its name derives from the state directory: choose another with BANGER_STATE_DIR"),
             OperationError::NoBridge(_) | OperationError::NoAddress(..) | OperationError::NoTable(_) => {
                 Self::from_error(ErrorKind::NotFound, &error)
             }
@@ -80,7 +85,7 @@ impl From<PrivilegedReply> for Performed {
 
 type Outcome = Result<Performed, OperationError>;
 
-/// The executor: a host, and whose taps it makes.
+/// The executor: a host, and for whom it works.
 #[derive(Debug)]
 pub(super) struct Operations<H> {
     host: H,
@@ -88,7 +93,7 @@ pub(super) struct Operations<H> {
 }
 
 impl<H: Host> Operations<H> {
-    /// Taps will belong to `owner_uid`.
+    /// Everything will be marked as `owner_uid`'s, and the taps belong to it.
     pub(super) fn new(host: H, owner_uid: u32) -> Self {
         Self { host, owner_uid }
     }
@@ -98,7 +103,7 @@ impl<H: Host> Operations<H> {
     /// # Errors
     /// [`OperationError`]; the kernel is then as before, or part of the way to what was asked for.
     pub(super) async fn perform(&mut self, operation: &PrivilegedOperation) -> Outcome {
-        match check(operation)? {
+        match check(operation, self.owner_uid)? {
             CheckedOperation::Status => {
                 let status = PrivilegedReply::Status {
                     build: build_id().to_owned(),
@@ -164,7 +169,9 @@ impl<H: Host> Operations<H> {
         bridge: &BridgeName,
         subnet: CheckedSubnet,
     ) -> Result<(), OperationError> {
-        self.remove_former_bridges(instance, bridge).await?;
+        let links = self.host.links().await?;
+        refuse_others(instance, &links)?;
+        self.remove_former_bridges(instance, bridge, &links).await?;
         let existing = self.own_bridge(instance, bridge).await?;
         self.refuse_overlap(subnet, existing.as_ref().map(|link| link.index)).await?;
         let link = match existing {
@@ -212,8 +219,12 @@ impl<H: Host> Operations<H> {
     }
 
     /// An instance has one bridge: after a change of `bridge_name` the former one would hold on to the subnet.
-    async fn remove_former_bridges(&mut self, instance: Instance, bridge: &BridgeName) -> Result<(), OperationError> {
-        let links = self.host.links().await?;
+    async fn remove_former_bridges(
+        &mut self,
+        instance: Instance,
+        bridge: &BridgeName,
+        links: &[Link],
+    ) -> Result<(), OperationError> {
         let former =
             links.iter().filter(|link| is_own_bridge(instance, link) && link.name != bridge.interface().as_str());
         for link in former {
@@ -306,7 +317,8 @@ impl<H: Host> Operations<H> {
     }
 
     async fn ensure_nat(&mut self, instance: Instance, bridge: &BridgeName, subnet: CheckedSubnet) -> Outcome {
-        // Rules that drop must never name an interface of somebody else's.
+        // Rules that drop must never name an interface of somebody else's, nor what its taps' names begin with.
+        refuse_others(instance, &self.host.links().await?)?;
         let link = self.required_bridge(instance, bridge).await?;
         let rewritten = self.host.replace_tables(&rules::tables(instance, bridge, subnet)).await?;
         self.host.answer_for_guests(bridge.interface()).await?;
@@ -402,6 +414,15 @@ impl<H: Host> Operations<H> {
         let marked = link.alias.is_none() || link.alias == Some(instance.alias());
         let owned = matches!(link.kind, LinkKind::Tap { owner } if owner.is_none_or(|uid| uid == self.owner_uid));
         marked && owned && instance.tap_number(&link.name).is_some()
+    }
+}
+
+/// Taps are named after the instance alone, for want of room. So an instance belongs to one owner, as long as anything is there
+/// that says so: else the rules of one would drop what comes from the other's taps.
+fn refuse_others(instance: Instance, links: &[Link]) -> Result<(), OperationError> {
+    match links.iter().find_map(|link| instance.other_owner(link.alias.as_deref()?)) {
+        Some(uid) => Err(OperationError::OtherInstance(instance.to_string(), uid)),
+        None => Ok(()),
     }
 }
 

@@ -71,7 +71,7 @@ pub fn main() -> ExitCode {
         .with_env_filter(tracing_subscriber::EnvFilter::from_env("BANGER_LOG"))
         .init();
     if args.keep_names && closed.is_ok() {
-        return keep_names();
+        return keep_names(&args.owner);
     }
     match closed.map_err(|e| RunError::Io("close inherited files", e)).and_then(|()| run(&args)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -99,7 +99,7 @@ fn run(args: &Args) -> Result<(), RunError> {
     // Needs root's rights to make the socket's directory; everything after runs without them.
     let socket = bind(&args.socket, owner_uid)?;
     // Has to be started while this is root: only root may ask for what it asks for.
-    let names = NamesKeeper::start();
+    let names = NamesKeeper::start(owner_uid);
     confine()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|e| RunError::Io("start the runtime", e))?.block_on(serve_until_told(socket, names, owner_uid))

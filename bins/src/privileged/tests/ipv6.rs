@@ -35,12 +35,12 @@ async fn the_bridge_has_both_addresses_and_forwarding_comes_last() {
     perform(&host, DUAL).await.unwrap();
     insta::assert_snapshot!(host.with(|s| s.changes().join("\n")), @r"
     create_bridge bbabcdef
-    change_link bbabcdef alias=banger:abcdef address=[02, ab, cd, ef, ff, ff]
+    change_link bbabcdef alias=banger:1000:abcdef address=[02, ab, cd, ef, ff, ff]
     allow_ipv6 bbabcdef
     add_address bbabcdef 172.16.0.1/24
     add_address bbabcdef fd12:3456:789a::1/64
     change_link bbabcdef up
-    replace_tables banger_abcdef
+    replace_tables banger_1000_abcdef
     answer_for_guests bbabcdef
     know_neighbours bbabcdef 253
     enable_forwarding

@@ -47,14 +47,14 @@ async fn a_whole_network_is_made_in_this_order() {
     }
     insta::assert_snapshot!(host.with(|s| s.changes().join("\n")), @r"
     create_bridge bbabcdef
-    change_link bbabcdef alias=banger:abcdef address=[02, ab, cd, ef, ff, ff]
+    change_link bbabcdef alias=banger:1000:abcdef address=[02, ab, cd, ef, ff, ff]
     add_address bbabcdef 172.16.0.1/24
     change_link bbabcdef up
-    replace_tables banger_abcdef
+    replace_tables banger_1000_abcdef
     answer_for_guests bbabcdef
     enable_forwarding
     create_tap btabcdef-0 uid=1000
-    change_link btabcdef-0 alias=banger:abcdef mtu=1400 port
+    change_link btabcdef-0 alias=banger:1000:abcdef mtu=1400 port
     isolate_port btabcdef-0
     change_link btabcdef-0 up
     ");
@@ -148,8 +148,8 @@ async fn interfaces_of_others_are_refused_and_left_alone() {
     host.with(|s| {
         s.add_link("docker0", LinkKind::Bridge, None);
         s.add_link("eth0", LinkKind::Other, None);
-        s.add_link("bbabcdef", LinkKind::Other, Some("banger:abcdef"));
-        s.add_link("br0", LinkKind::Bridge, Some("banger:010203"));
+        s.add_link("bbabcdef", LinkKind::Other, Some("banger:1000:abcdef"));
+        s.add_link("br0", LinkKind::Bridge, Some("banger:1000:010203"));
     });
     let before = host.with(|s| s.links.clone());
     for name in ["docker0", "eth0", "bbabcdef", "br0"] {
@@ -160,7 +160,7 @@ async fn interfaces_of_others_are_refused_and_left_alone() {
     done(&host, PrivilegedOperation::RemoveInstance { instance: ONE }).await;
     host.with(|s| {
         assert_eq!(s.links, before);
-        assert_eq!(s.changes(), ["remove_tables banger_abcdef"]);
+        assert_eq!(s.changes(), ["remove_tables banger_1000_abcdef"]);
     });
 }
 
@@ -169,7 +169,7 @@ async fn a_tap_of_another_user_or_with_another_mark_is_refused() {
     let host = Double::default();
     done(&host, bridge(ONE, "bbabcdef")).await;
     host.with(|s| {
-        s.add_link("btabcdef-1", LinkKind::Tap { owner: Some(1) }, Some("banger:abcdef"));
+        s.add_link("btabcdef-1", LinkKind::Tap { owner: Some(1) }, Some("banger:1000:abcdef"));
         s.add_link("btabcdef-2", LinkKind::Tap { owner: Some(OWNER) }, Some("somebody's"));
         s.calls.clear();
     });
@@ -256,8 +256,8 @@ async fn removing_takes_taps_before_the_bridge_before_the_rules() {
     delete_link btabcdef-0
     delete_link btabcdef-1
     delete_link bbabcdef
-    remove_tables banger_abcdef
-    remove_tables banger_abcdef
+    remove_tables banger_1000_abcdef
+    remove_tables banger_1000_abcdef
     ");
 }
 
@@ -267,7 +267,7 @@ async fn the_rules_read_like_this() {
     done(&host, bridge(ONE, "bbabcdef")).await;
     done(&host, nat("bbabcdef")).await;
     insta::assert_snapshot!(host.with(|s| s.tables.values().map(ToString::to_string).collect::<Vec<_>>().join("\n")), @r#"
-    table inet banger_abcdef {
+    table inet banger_1000_abcdef {
       set peers { type ipv4_addr . ipv4_addr; 0 elements }
       set services { type ipv4_addr . inet_proto . inet_service; 0 elements }
       chain input {
@@ -304,7 +304,7 @@ async fn the_rules_read_like_this() {
         meta nfproto ipv4 ip saddr 172.16.0.0/24 ip daddr != 172.16.0.0/24 oifname != "bbabcdef" masquerade
       }
     }
-    table bridge banger_abcdef {
+    table bridge banger_1000_abcdef {
       set guests { type ifname . ether_addr . ipv4_addr; 253 elements }
       chain prerouting {
         type filter hook prerouting priority -200; policy accept;
@@ -393,7 +393,7 @@ async fn grants_are_a_whole_state_that_needs_its_table() {
 async fn other_firewalls_are_asked_once_and_left_as_they_were() {
     let host = Double::default();
     let theirs = KnownRule { handle: 3, comment: "somebody's".to_owned() };
-    let others = KnownRule { handle: 4, comment: "banger:010203 from bb010203".to_owned() };
+    let others = KnownRule { handle: 4, comment: "banger:1000:010203 from bb010203".to_owned() };
     let before: BTreeMap<_, _> =
         ["DOCKER-USER", "ufw-before-input"].map(|chain| (chain, vec![theirs.clone(), others.clone()])).into();
     host.with(|s| (s.foreign, s.trusted) = (before.clone(), Some(Vec::new())));
@@ -401,7 +401,7 @@ async fn other_firewalls_are_asked_once_and_left_as_they_were() {
     for name in ["br-old", "br-new", "br-new"] {
         done(&host, bridge(ONE, name)).await;
         done(&host, nat(name)).await;
-        let from_and_to = ["from", "to"].map(|way| format!("banger:abcdef {way} {name}"));
+        let from_and_to = ["from", "to"].map(|way| format!("banger:1000:abcdef {way} {name}"));
         let found = [&theirs, &others].map(|rule| rule.comment.clone());
         assert_eq!(comments("DOCKER-USER"), [&found[..], &from_and_to].concat());
         assert_eq!(comments("ufw-before-input"), [&found[..], &from_and_to[..1]].concat());

@@ -21,7 +21,8 @@ fn interface() -> impl Strategy<Value = InterfaceName> {
     prop_oneof![
         instance().prop_map(default_bridge_name),
         "[a-z][a-z0-9-]{0,14}".prop_map(|name| name.parse().unwrap()),
-        prop::sample::select(vec!["lo", "eth0", "docker0", "bt0000aa-1", "all"]).prop_map(|n| n.parse().unwrap()),
+        prop::sample::select(vec!["lo", "eth0", "docker0", "bt0000aa-1", "br-theirs", "all"])
+            .prop_map(|n| n.parse().unwrap()),
     ]
 }
 
@@ -153,7 +154,7 @@ proptest! {
     fn what_is_invalid_never_reaches_the_host(operation in operation()) {
         let host = Double::default();
         let result = run(Operations::new(host.clone(), OWNER).perform(&operation));
-        prop_assert_eq!(check(&operation).is_ok(), is_acceptable(&operation));
+        prop_assert_eq!(check(&operation, OWNER).is_ok(), is_acceptable(&operation));
         if !is_acceptable(&operation) {
             prop_assert!(result.is_err());
             prop_assert_eq!(host.with(|s| s.calls.len()), 0);
@@ -169,6 +170,9 @@ proptest! {
             s.add_link("docker0", LinkKind::Bridge, None);
             s.add_link("bt0000aa-1", LinkKind::Tap { owner: Some(0) }, None);
             s.add_link("bb0101aa", LinkKind::Bridge, Some("somebody's"));
+            // Another user's, who has a helper, too.
+            s.add_link("br-theirs", LinkKind::Bridge, Some("banger:1001:0202aa"));
+            s.add_link("bt0202aa-2", LinkKind::Tap { owner: Some(1001) }, Some("banger:1001:0202aa"));
             s.links.clone()
         });
         let mut helper = Operations::new(host.clone(), OWNER);
@@ -183,9 +187,11 @@ proptest! {
             }
             // Whatever was made carries the mark of an instance, and every tap that is up is isolated.
             for link in s.links.values().filter(|link| !foreign.contains_key(&link.index)) {
-                prop_assert!(link.alias.as_ref().is_some_and(|alias| alias.starts_with("banger:")));
+                prop_assert!(link.alias.as_ref().is_some_and(|alias| alias.starts_with("banger:1000:")));
                 prop_assert!(link.kind == LinkKind::Bridge || s.isolated.contains(&link.index));
+                prop_assert!(!link.name.contains("0202aa"));
             }
+            prop_assert!(s.tables.keys().all(|(_, name)| name.starts_with("banger_1000_") && !name.ends_with("0202aa")));
             Ok(())
         })?;
     }

@@ -21,10 +21,11 @@ fn a_reload_of_the_firewall_is_made_good_and_opens_no_bridge() {
         assert_eq!(nat(&mut lab), PrivilegedReply::Done, "the kernel tells that they are there");
         lab.grant(ONE, net, &[Grant { from: TapNumber(0), to: GrantTarget::Tcp(80) }]);
         assert_eq!(nat(&mut lab), PrivilegedReply::Done, "grants are no other rules");
-        let listed = tool("nft", &["list", "table", "inet", "banger_abcdef"]);
+        let listed = tool("nft", &["list", "table", "inet", "banger_65534_abcdef"]);
         assert!(listed.contains("172.16.0.2 . tcp . 80"), "nft can read it: {listed}");
         assert!(
-            tool("nft", &["list", "table", "bridge", "banger_abcdef"]).contains("\"btabcdef-0\" . 06:ab:cd:ef:00:00")
+            tool("nft", &["list", "table", "bridge", "banger_65534_abcdef"])
+                .contains("\"btabcdef-0\" . 06:ab:cd:ef:00:00")
         );
         tool("nft", &["flush", "ruleset"]);
         expect(&lab, "isolated ports", a, &udp(me, peer, (1, 2), b"direct"), b"direct", Fate::Dropped);
