@@ -176,7 +176,8 @@ pub enum PrivilegedOperation {
     /// Reply: `Taps`: all of the instance's.
     ListTaps { instance: InstanceId },
     /// Writes the instance's rules (isolation, anti-spoofing, NAT to the host's uplink), without grants, where they are not
-    /// as they should be, and switches forwarding on. Reply: `Rewritten`, or `Done` where nothing was missing.
+    /// as they should be, and switches forwarding on. Reply: `Rewritten`, or `Done` where nothing was missing. Not found, as
+    /// with everything below that names a subnet: the bridge does not have its addresses.
     EnsureNat { instance: InstanceId, bridge: InterfaceName, subnet: Subnet },
     /// Removes everything of this instance: taps, bridge, table.
     RemoveInstance { instance: InstanceId },
@@ -185,7 +186,7 @@ pub enum PrivilegedOperation {
     /// Has the host's own resolver (systemd-resolved) ask the bridge's address for `.vm`, until the helper ends.
     RouteNames { instance: InstanceId, bridge: InterfaceName, subnet: Subnet },
     /// Makes these the only grants of the instance, in one transaction. Not found: `EnsureNat` has to come first.
-    SetGrants { instance: InstanceId, subnet: Subnet, grants: Vec<Grant> },
+    SetGrants { instance: InstanceId, bridge: InterfaceName, subnet: Subnet, grants: Vec<Grant> },
 }
 
 /// What the helper answers. Append only.

@@ -40,7 +40,7 @@ pub enum OperationError {
     #[error("the subnet {network}/{prefix} overlaps the host's route to {route}/{route_prefix}")]
     Overlap { network: IpAddr, prefix: u8, route: IpAddr, route_prefix: u8 },
     #[error("the bridge `{0}` does not have the address {1}")]
-    NoAddress(InterfaceName, Ipv4Addr),
+    NoAddress(InterfaceName, IpAddr),
     #[error("the host's resolver does not send .vm here: {0}")]
     Names(String),
     #[error("port 53 of {0} is taken by another program")]
@@ -131,14 +131,15 @@ impl<H: Host> Operations<H> {
             CheckedOperation::BindDns { instance, bridge, subnet } => {
                 return self.bind_dns(instance, &bridge, subnet).await;
             }
-            CheckedOperation::SetGrants { instance, subnet, grants } => {
-                self.set_grants(instance, subnet, &grants).await?;
+            CheckedOperation::SetGrants { instance, bridge, subnet, grants } => {
+                self.set_grants(instance, &bridge, subnet, &grants).await?;
             }
         }
         Ok(PrivilegedReply::Done.into())
     }
 
-    /// The bridge, if the address is its own: else the asker could become the resolver of one of the host's networks.
+    /// The bridge, if the subnet is its own: else the asker could become the resolver of one of the host's networks, or have the
+    /// host put its own address on what it forwards for others.
     async fn addressed_bridge(
         &mut self,
         instance: Instance,
@@ -146,11 +147,11 @@ impl<H: Host> Operations<H> {
         subnet: CheckedSubnet,
     ) -> Result<Link, OperationError> {
         let link = self.required_bridge(instance, bridge).await?;
-        let wanted = (IpAddr::V4(subnet.gateway()), subnet.prefix());
-        if self.host.addresses(link.index).await?.contains(&wanted) {
-            return Ok(link);
+        let addresses = self.host.addresses(link.index).await?;
+        match subnet.own_addresses().into_iter().find(|wanted| !addresses.contains(wanted)) {
+            None => Ok(link),
+            Some((missing, _)) => Err(OperationError::NoAddress(bridge.interface().clone(), missing)),
         }
-        Err(OperationError::NoAddress(bridge.interface().clone(), subnet.gateway()))
     }
 
     async fn bind_dns(&mut self, instance: Instance, bridge: &BridgeName, subnet: CheckedSubnet) -> Outcome {
@@ -319,7 +320,7 @@ impl<H: Host> Operations<H> {
     async fn ensure_nat(&mut self, instance: Instance, bridge: &BridgeName, subnet: CheckedSubnet) -> Outcome {
         // Rules that drop must never name an interface of somebody else's, nor what its taps' names begin with.
         refuse_others(instance, &self.host.links().await?)?;
-        let link = self.required_bridge(instance, bridge).await?;
+        let link = self.addressed_bridge(instance, bridge, subnet).await?;
         let rewritten = self.host.replace_tables(&rules::tables(instance, bridge, subnet)).await?;
         self.host.answer_for_guests(bridge.interface()).await?;
         self.pass_firewalls(instance, |chain| chain.wanted(instance, bridge)).await?;
@@ -361,9 +362,15 @@ impl<H: Host> Operations<H> {
     async fn set_grants(
         &mut self,
         instance: Instance,
+        bridge: &BridgeName,
         subnet: CheckedSubnet,
         grants: &[CheckedGrant],
     ) -> Result<(), OperationError> {
+        // To take everything back opens nothing, and has to work whatever became of the bridge: the daemon takes "not found"
+        // for "there are no rules that could hold a grant".
+        if !grants.is_empty() {
+            self.addressed_bridge(instance, bridge, subnet).await?;
+        }
         let found = self.host.refill_sets(&instance.table(), &rules::grants(subnet, grants)).await?;
         if found { Ok(()) } else { Err(OperationError::NoTable(instance.table())) }
     }

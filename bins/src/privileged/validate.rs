@@ -324,7 +324,7 @@ pub(super) enum CheckedOperation {
     RemoveInstance { instance: Instance },
     BindDns { instance: Instance, bridge: BridgeName, subnet: CheckedSubnet },
     RouteNames { instance: Instance, bridge: BridgeName, subnet: CheckedSubnet },
-    SetGrants { instance: Instance, subnet: CheckedSubnet, grants: Vec<CheckedGrant> },
+    SetGrants { instance: Instance, bridge: BridgeName, subnet: CheckedSubnet, grants: Vec<CheckedGrant> },
 }
 
 /// Checks every field. Whatever instance is named is the owner's one of that id, and nobody else's.
@@ -367,10 +367,11 @@ pub(super) fn check(operation: &PrivilegedOperation, owner_uid: u32) -> Result<C
             bridge: BridgeName::check(*instance, bridge)?,
             subnet: CheckedSubnet::check(*subnet)?,
         },
-        Op::SetGrants { instance, subnet, grants } => {
+        Op::SetGrants { instance, bridge, subnet, grants } => {
+            let bridge = BridgeName::check(*instance, bridge)?;
             let subnet = CheckedSubnet::check(*subnet)?;
             let grants = check_grants(subnet, grants)?;
-            CheckedOperation::SetGrants { instance: own(instance), subnet, grants }
+            CheckedOperation::SetGrants { instance: own(instance), bridge, subnet, grants }
         }
     })
 }

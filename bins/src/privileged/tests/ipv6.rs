@@ -73,7 +73,7 @@ async fn the_rules_know_guests_by_the_end_of_their_address() {
     iifname "bbabcdef" oifname "bbabcdef" meta nfproto ipv6 ct state established,related accept
     iifname "bbabcdef" oifname "bbabcdef" meta nfproto ipv6 ip6 daddr fd12:3456:789a::/96 @nh,160,32 . @nh,288,32 @peers accept
     oifname "bbabcdef" meta nfproto ipv6 meta l4proto ipv6-icmp icmpv6 type nd-redirect drop
-    meta nfproto ipv6 ip6 saddr fd12:3456:789a::/64 ip6 daddr != fd12:3456:789a::/64 oifname != "bbabcdef" masquerade
+    iifname "bbabcdef" meta nfproto ipv6 ip6 saddr fd12:3456:789a::/64 oifname != "bbabcdef" masquerade
     ether type ip6 ip6 saddr fd12:3456:789a::/96 iifname . ether saddr . @nh,160,32 @guests accept
     "#);
 }

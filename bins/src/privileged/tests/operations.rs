@@ -301,7 +301,7 @@ async fn the_rules_read_like_this() {
       }
       chain postrouting {
         type nat hook postrouting priority 100; policy accept;
-        meta nfproto ipv4 ip saddr 172.16.0.0/24 ip daddr != 172.16.0.0/24 oifname != "bbabcdef" masquerade
+        iifname "bbabcdef" meta nfproto ipv4 ip saddr 172.16.0.0/24 oifname != "bbabcdef" masquerade
       }
     }
     table bridge banger_1000_abcdef {
@@ -365,8 +365,10 @@ async fn a_port_that_is_taken_is_one_sentence() {
 #[tokio::test]
 async fn grants_are_a_whole_state_that_needs_its_table() {
     let host = Double::default();
-    let grants =
-        |grants: &[Grant]| PrivilegedOperation::SetGrants { instance: ONE, subnet: subnet(), grants: grants.to_vec() };
+    let grants = |grants: &[Grant]| {
+        let bridge = "bbabcdef".parse().unwrap();
+        PrivilegedOperation::SetGrants { instance: ONE, bridge, subnet: subnet(), grants: grants.to_vec() }
+    };
     let missing = perform(&host, &grants(&[])).await.unwrap_err();
     assert!(matches!(missing, OperationError::NoTable(_)));
     assert_eq!(messages::WireError::from(missing).kind, messages::error::ErrorKind::NotFound);
@@ -387,6 +389,45 @@ async fn grants_are_a_whole_state_that_needs_its_table() {
     assert_eq!(counts(), [("peers", 1), ("services", 2), ("guests", 253)]);
     done(&host, grants(&three[1..2])).await;
     assert_eq!(counts(), [("peers", 0), ("services", 1), ("guests", 253)]);
+    // Whoever takes them all back has to know that they are gone, and not that something else is.
+    host.with(|s| s.addresses.clear());
+    assert!(matches!(perform(&host, &grants(&three)).await, Err(OperationError::NoAddress(..))));
+    done(&host, grants(&[])).await;
+    assert_eq!(counts(), [("peers", 0), ("services", 0), ("guests", 253)]);
+}
+
+/// The host would put its own address on what it forwards for another network, or let that network's hosts in as guests.
+#[tokio::test]
+async fn rules_and_grants_are_about_the_bridges_own_subnet_only() {
+    let host = Double::default();
+    let dual = Subnet { ipv6: Some("fd12:3456:789a::".parse().unwrap()), ..subnet() };
+    done(&host, bridge(ONE, "bbabcdef")).await;
+    done(&host, nat("bbabcdef")).await;
+    let index = host.with(|s| s.named("bbabcdef").unwrap().index);
+    let others = [
+        Subnet { gateway: Ipv4Addr::new(192, 168, 0, 1), prefix: 16, ipv6: None },
+        Subnet { gateway: Ipv4Addr::new(172, 16, 0, 9), ..subnet() },
+        Subnet { prefix: 23, ..subnet() },
+        dual,
+    ];
+    let grant = Grant { from: TapNumber(0), to: GrantTarget::Tap(TapNumber(1)) };
+    let about = |subnet| {
+        let (instance, bridge): (_, messages::ids::InterfaceName) = (ONE, "bbabcdef".parse().unwrap());
+        [
+            PrivilegedOperation::EnsureNat { instance, bridge: bridge.clone(), subnet },
+            PrivilegedOperation::SetGrants { instance, bridge, subnet, grants: vec![grant] },
+        ]
+    };
+    host.with(|s| s.calls.clear());
+    for operation in others.into_iter().flat_map(about) {
+        let refused = perform(&host, &operation).await;
+        assert!(matches!(refused, Err(OperationError::NoAddress(..))), "{operation:?}: {refused:?}");
+    }
+    assert!(host.with(|s| s.changes().is_empty()));
+    host.with(|s| s.addresses.get_mut(&index).unwrap().push((dual.gateway6().unwrap().into(), 64)));
+    for operation in about(dual) {
+        done(&host, operation).await;
+    }
 }
 
 #[tokio::test]

@@ -32,9 +32,9 @@ fn tap(name: &InterfaceName, number: u16) -> PrivilegedOperation {
     PrivilegedOperation::EnsureTap { instance: THEIRS, bridge: name.clone(), tap: TapNumber(number), mtu: None }
 }
 
-fn grants(from: u16) -> PrivilegedOperation {
+fn grants(name: &InterfaceName, from: u16) -> PrivilegedOperation {
     let grants = vec![Grant { from: TapNumber(from), to: GrantTarget::Tap(TapNumber(0)) }];
-    PrivilegedOperation::SetGrants { instance: THEIRS, subnet: SUBNET, grants }
+    PrivilegedOperation::SetGrants { instance: THEIRS, bridge: name.clone(), subnet: SUBNET, grants }
 }
 
 /// A host with the neighbour's network, complete.
@@ -73,7 +73,7 @@ async fn anothers_instance_is_out_of_reach() {
             tap(&name, 0),
             tap(&name, 900),
             tap(&own_name, 900),
-            grants(1),
+            grants(&name, 1),
             dns,
             names,
             remove,

@@ -83,8 +83,8 @@ fn operation() -> impl Strategy<Value = PrivilegedOperation> {
             bridge,
             subnet
         }),
-        (instance(), subnet(), prop::collection::vec(grant(), 0..4))
-            .prop_map(|(instance, subnet, grants)| Op::SetGrants { instance, subnet, grants }),
+        (instance(), interface(), subnet(), prop::collection::vec(grant(), 0..4))
+            .prop_map(|(instance, bridge, subnet, grants)| Op::SetGrants { instance, bridge, subnet, grants }),
         instance().prop_map(|instance| Op::ListTaps { instance }),
         instance().prop_map(|instance| Op::RemoveInstance { instance }),
     ]
@@ -127,13 +127,14 @@ fn is_acceptable(operation: &PrivilegedOperation) -> bool {
             bridge_is_fine(instance, bridge) && tap.0 < TAPS_MAX && mtu.is_none_or(|mtu| (576..=65521).contains(&mtu))
         }
         Op::RemoveTap { tap, .. } => tap.0 < TAPS_MAX,
-        Op::SetGrants { subnet, grants, .. } => {
+        Op::SetGrants { instance, bridge, subnet, grants } => {
             let hosts = 1_u64 << (32 - u32::from(subnet.prefix.min(32)));
             let has_address = |tap: TapNumber| {
                 let host = u64::from(tap.0) + 2;
                 tap.0 < TAPS_MAX && host < hosts - 1 && host != u64::from(u32::from(subnet.gateway)) % hosts
             };
-            subnet_is_fine(subnet)
+            bridge_is_fine(instance, bridge)
+                && subnet_is_fine(subnet)
                 && grants.iter().all(|grant| {
                     has_address(grant.from)
                         && match grant.to {
