@@ -3,7 +3,7 @@
 use super::confine::{ConfineError, confine};
 use super::kernel::Kernel;
 use super::resolved::{NamesKeeper, keep_names};
-use super::serve::serve;
+use super::serve::{ServeError, serve};
 use super::socket::{Bound, SocketError, bind};
 use super::{background, sys};
 use clap::Parser;
@@ -54,6 +54,8 @@ pub enum RunError {
     Confine(#[from] ConfineError),
     #[error("cannot {0}")]
     Io(&'static str, #[source] io::Error),
+    #[error("the network helper failed")]
+    Serve(#[from] ServeError),
     #[error(transparent)]
     Background(#[from] background::BackgroundError),
 }
@@ -112,7 +114,7 @@ async fn serve_until_told(socket: Bound, names: NamesKeeper, owner_uid: u32) -> 
     let handler = |kind| signal(kind).map_err(|e| RunError::Io("handle signals", e));
     let (mut terminate, mut interrupt) = (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
     info!(owner_uid, build = messages::frame::build_id(), "serving");
-    serve(listener, kernel, owner_uid, async {
+    let served = serve(listener, kernel, owner_uid, async {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
@@ -120,7 +122,7 @@ async fn serve_until_told(socket: Bound, names: NamesKeeper, owner_uid: u32) -> 
     })
     .await;
     drop(lock);
-    Ok(())
+    Ok(served?)
 }
 
 /// A name, or a uid where no such name exists.
