@@ -124,16 +124,23 @@ pub fn guest_taps(subnet: Subnet) -> impl Iterator<Item = TapNumber> {
     (0..TAPS_MAX).map(TapNumber).filter(move |tap| guest_address(subnet, *tap).is_some())
 }
 
-/// The alias (`IFLA_IFALIAS`) that marks an interface as this instance's. The helper touches no other interface.
+/// What the mark of everything that is made for one user begins with.
 #[must_use]
-pub fn interface_alias(instance: InstanceId) -> String {
-    format!("banger:{instance}")
+pub fn owner_mark(owner_uid: u32) -> String {
+    format!("banger:{owner_uid}:")
 }
 
-/// The nftables table of an instance.
+/// The alias (`IFLA_IFALIAS`) that marks an interface as this instance's, and as this user's: whoever asks chooses the instance,
+/// so it alone says nothing of whose it is. The helper touches no other interface.
 #[must_use]
-pub fn table_name(instance: InstanceId) -> String {
-    format!("banger_{instance}")
+pub fn interface_alias(owner_uid: u32, instance: InstanceId) -> String {
+    format!("{}{instance}", owner_mark(owner_uid))
+}
+
+/// The nftables table of a user's instance. Nobody else's helper names it.
+#[must_use]
+pub fn table_name(owner_uid: u32, instance: InstanceId) -> String {
+    format!("banger_{owner_uid}_{instance}")
 }
 
 /// What one guest may reach beyond what every guest may.
@@ -169,7 +176,8 @@ pub enum PrivilegedOperation {
     /// Reply: `Taps`: all of the instance's.
     ListTaps { instance: InstanceId },
     /// Writes the instance's rules (isolation, anti-spoofing, NAT to the host's uplink), without grants, where they are not
-    /// as they should be, and switches forwarding on. Reply: `Rewritten`, or `Done` where nothing was missing.
+    /// as they should be, and switches forwarding on. Reply: `Rewritten`, or `Done` where nothing was missing. Not found, as
+    /// with everything below that names a subnet: the bridge does not have its addresses.
     EnsureNat { instance: InstanceId, bridge: InterfaceName, subnet: Subnet },
     /// Removes everything of this instance: taps, bridge, table.
     RemoveInstance { instance: InstanceId },
@@ -178,7 +186,7 @@ pub enum PrivilegedOperation {
     /// Has the host's own resolver (systemd-resolved) ask the bridge's address for `.vm`, until the helper ends.
     RouteNames { instance: InstanceId, bridge: InterfaceName, subnet: Subnet },
     /// Makes these the only grants of the instance, in one transaction. Not found: `EnsureNat` has to come first.
-    SetGrants { instance: InstanceId, subnet: Subnet, grants: Vec<Grant> },
+    SetGrants { instance: InstanceId, bridge: InterfaceName, subnet: Subnet, grants: Vec<Grant> },
 }
 
 /// What the helper answers. Append only.

@@ -376,7 +376,10 @@ fn privileged_samples() -> Vec<Sample> {
         ),
         owned("privileged.bind_dns", &request(PrivilegedOperation::BindDns { instance, bridge: bridge(), subnet })),
         owned("privileged.reply.dns_sockets", &answer(Ok(PrivilegedReply::DnsSockets))),
-        owned("privileged.set_grants", &request(PrivilegedOperation::SetGrants { instance, subnet, grants: grants() })),
+        owned(
+            "privileged.set_grants",
+            &request(PrivilegedOperation::SetGrants { instance, bridge: bridge(), subnet, grants: grants() }),
+        ),
         owned("privileged.reply.done", &answer(Ok(PrivilegedReply::Done))),
         owned(
             "privileged.reply.status",

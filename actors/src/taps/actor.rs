@@ -237,9 +237,10 @@ impl TapPool {
             return self.answer_grant_waiters(&Ok(()));
         }
         self.granting = true;
-        let NetworkSettings { instance, subnet, .. } = self.settings.network;
+        let NetworkSettings { instance, ref bridge, subnet, .. } = self.settings.network;
         let (wanted, writings) = (self.wanted_grants(), self.writings);
-        let operation = PrivilegedOperation::SetGrants { instance, subnet, grants: wanted.clone() };
+        let (bridge, grants) = (bridge.clone(), wanted.clone());
+        let operation = PrivilegedOperation::SetGrants { instance, bridge, subnet, grants };
         let set = set_grants(self.helper.clone(), self.network.clone(), operation, wanted.is_empty());
         ctx.spawn(set.into_actor(self).map(move |result, pool, ctx| {
             pool.granting = false;

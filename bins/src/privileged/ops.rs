@@ -1,7 +1,8 @@
 //! Carries out checked operations: looks at what the kernel has, and does only what is missing.
 //!
 //! Every operation is idempotent and may be cut off between any two calls: whatever it leaves carries the instance's name
-//! or alias, so that the next attempt, or `RemoveInstance`, finds it. Nothing here touches an interface without that mark.
+//! or alias, so that the next attempt, or `RemoveInstance`, finds it. Nothing here touches an interface without that mark,
+//! which names the owner, too: who asks chooses the instance, and may choose another user's.
 
 use super::host::{Host, HostError, Link, LinkChange, LinkKind, Route};
 use super::nft::{FOREIGN_CHAINS, ForeignChain, KnownRule, Passage, rules};
@@ -30,6 +31,8 @@ pub enum OperationError {
     Foreign(InterfaceName),
     #[error("the tap `{0}` belongs to uid {1}")]
     OtherOwner(InterfaceName, u32),
+    #[error("uid {1} has an instance of the same name (`{0}`) on this host")]
+    OtherInstance(String, u32),
     #[error("the bridge `{0}` does not exist")]
     NoBridge(InterfaceName),
     #[error("the nftables table `{0}` does not exist")]
@@ -37,7 +40,7 @@ pub enum OperationError {
     #[error("the subnet {network}/{prefix} overlaps the host's route to {route}/{route_prefix}")]
     Overlap { network: IpAddr, prefix: u8, route: IpAddr, route_prefix: u8 },
     #[error("the bridge `{0}` does not have the address {1}")]
-    NoAddress(InterfaceName, Ipv4Addr),
+    NoAddress(InterfaceName, IpAddr),
     #[error("the host's resolver does not send .vm here: {0}")]
     Names(String),
     #[error("port 53 of {0} is taken by another program")]
@@ -53,6 +56,8 @@ impl From<OperationError> for WireError {
             OperationError::Foreign(_) => Self::from_error(ErrorKind::Conflict, &error)
                 .hint("set another `bridge_name` in the config, or remove that interface"),
             OperationError::OtherOwner(..) => Self::from_error(ErrorKind::Conflict, &error),
+            OperationError::OtherInstance(..) => Self::from_error(ErrorKind::Conflict, &error)
+                .hint("its name derives from the state directory: choose another with BANGER_STATE_DIR"),
             OperationError::NoBridge(_) | OperationError::NoAddress(..) | OperationError::NoTable(_) => {
                 Self::from_error(ErrorKind::NotFound, &error)
             }
@@ -80,7 +85,7 @@ impl From<PrivilegedReply> for Performed {
 
 type Outcome = Result<Performed, OperationError>;
 
-/// The executor: a host, and whose taps it makes.
+/// The executor: a host, and for whom it works.
 #[derive(Debug)]
 pub(super) struct Operations<H> {
     host: H,
@@ -88,7 +93,7 @@ pub(super) struct Operations<H> {
 }
 
 impl<H: Host> Operations<H> {
-    /// Taps will belong to `owner_uid`.
+    /// Everything will be marked as `owner_uid`'s, and the taps belong to it.
     pub(super) fn new(host: H, owner_uid: u32) -> Self {
         Self { host, owner_uid }
     }
@@ -98,7 +103,7 @@ impl<H: Host> Operations<H> {
     /// # Errors
     /// [`OperationError`]; the kernel is then as before, or part of the way to what was asked for.
     pub(super) async fn perform(&mut self, operation: &PrivilegedOperation) -> Outcome {
-        match check(operation)? {
+        match check(operation, self.owner_uid)? {
             CheckedOperation::Status => {
                 let status = PrivilegedReply::Status {
                     build: build_id().to_owned(),
@@ -126,14 +131,15 @@ impl<H: Host> Operations<H> {
             CheckedOperation::BindDns { instance, bridge, subnet } => {
                 return self.bind_dns(instance, &bridge, subnet).await;
             }
-            CheckedOperation::SetGrants { instance, subnet, grants } => {
-                self.set_grants(instance, subnet, &grants).await?;
+            CheckedOperation::SetGrants { instance, bridge, subnet, grants } => {
+                self.set_grants(instance, &bridge, subnet, &grants).await?;
             }
         }
         Ok(PrivilegedReply::Done.into())
     }
 
-    /// The bridge, if the address is its own: else the asker could become the resolver of one of the host's networks.
+    /// The bridge, if the subnet is its own: else the asker could become the resolver of one of the host's networks, or have the
+    /// host put its own address on what it forwards for others.
     async fn addressed_bridge(
         &mut self,
         instance: Instance,
@@ -141,11 +147,11 @@ impl<H: Host> Operations<H> {
         subnet: CheckedSubnet,
     ) -> Result<Link, OperationError> {
         let link = self.required_bridge(instance, bridge).await?;
-        let wanted = (IpAddr::V4(subnet.gateway()), subnet.prefix());
-        if self.host.addresses(link.index).await?.contains(&wanted) {
-            return Ok(link);
+        let addresses = self.host.addresses(link.index).await?;
+        match subnet.own_addresses().into_iter().find(|wanted| !addresses.contains(wanted)) {
+            None => Ok(link),
+            Some((missing, _)) => Err(OperationError::NoAddress(bridge.interface().clone(), missing)),
         }
-        Err(OperationError::NoAddress(bridge.interface().clone(), subnet.gateway()))
     }
 
     async fn bind_dns(&mut self, instance: Instance, bridge: &BridgeName, subnet: CheckedSubnet) -> Outcome {
@@ -164,7 +170,9 @@ impl<H: Host> Operations<H> {
         bridge: &BridgeName,
         subnet: CheckedSubnet,
     ) -> Result<(), OperationError> {
-        self.remove_former_bridges(instance, bridge).await?;
+        let links = self.host.links().await?;
+        refuse_others(instance, &links)?;
+        self.remove_former_bridges(instance, bridge, &links).await?;
         let existing = self.own_bridge(instance, bridge).await?;
         self.refuse_overlap(subnet, existing.as_ref().map(|link| link.index)).await?;
         let link = match existing {
@@ -212,8 +220,12 @@ impl<H: Host> Operations<H> {
     }
 
     /// An instance has one bridge: after a change of `bridge_name` the former one would hold on to the subnet.
-    async fn remove_former_bridges(&mut self, instance: Instance, bridge: &BridgeName) -> Result<(), OperationError> {
-        let links = self.host.links().await?;
+    async fn remove_former_bridges(
+        &mut self,
+        instance: Instance,
+        bridge: &BridgeName,
+        links: &[Link],
+    ) -> Result<(), OperationError> {
         let former =
             links.iter().filter(|link| is_own_bridge(instance, link) && link.name != bridge.interface().as_str());
         for link in former {
@@ -306,8 +318,9 @@ impl<H: Host> Operations<H> {
     }
 
     async fn ensure_nat(&mut self, instance: Instance, bridge: &BridgeName, subnet: CheckedSubnet) -> Outcome {
-        // Rules that drop must never name an interface of somebody else's.
-        let link = self.required_bridge(instance, bridge).await?;
+        // Rules that drop must never name an interface of somebody else's, nor what its taps' names begin with.
+        refuse_others(instance, &self.host.links().await?)?;
+        let link = self.addressed_bridge(instance, bridge, subnet).await?;
         let rewritten = self.host.replace_tables(&rules::tables(instance, bridge, subnet)).await?;
         self.host.answer_for_guests(bridge.interface()).await?;
         self.pass_firewalls(instance, |chain| chain.wanted(instance, bridge)).await?;
@@ -349,9 +362,15 @@ impl<H: Host> Operations<H> {
     async fn set_grants(
         &mut self,
         instance: Instance,
+        bridge: &BridgeName,
         subnet: CheckedSubnet,
         grants: &[CheckedGrant],
     ) -> Result<(), OperationError> {
+        // To take everything back opens nothing, and has to work whatever became of the bridge: the daemon takes "not found"
+        // for "there are no rules that could hold a grant".
+        if !grants.is_empty() {
+            self.addressed_bridge(instance, bridge, subnet).await?;
+        }
         let found = self.host.refill_sets(&instance.table(), &rules::grants(subnet, grants)).await?;
         if found { Ok(()) } else { Err(OperationError::NoTable(instance.table())) }
     }
@@ -402,6 +421,15 @@ impl<H: Host> Operations<H> {
         let marked = link.alias.is_none() || link.alias == Some(instance.alias());
         let owned = matches!(link.kind, LinkKind::Tap { owner } if owner.is_none_or(|uid| uid == self.owner_uid));
         marked && owned && instance.tap_number(&link.name).is_some()
+    }
+}
+
+/// Taps are named after the instance alone, for want of room. So an instance belongs to one owner, as long as anything is there
+/// that says so: else the rules of one would drop what comes from the other's taps.
+fn refuse_others(instance: Instance, links: &[Link]) -> Result<(), OperationError> {
+    match links.iter().find_map(|link| instance.other_owner(link.alias.as_deref()?)) {
+        Some(uid) => Err(OperationError::OtherInstance(instance.to_string(), uid)),
+        None => Ok(()),
     }
 }
 

@@ -19,7 +19,7 @@ pub(super) fn admit(peer_uid: u32, owner_uid: u32) -> Admission {
 #[must_use]
 pub(super) fn refusal(peer_uid: u32, owner_uid: u32) -> WireError {
     WireError::new(ErrorKind::Host, format!("the network helper serves uid {owner_uid}, and you are uid {peer_uid}"))
-        .hint("run your own with `sudo banger daemon root start --owner USER`, or use `--net none`")
+        .hint("run your own at another BANGER_ROOT_SOCKET, set for it and for the daemon, or use `--net none`")
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use super::confine::{ConfineError, confine};
 use super::kernel::Kernel;
 use super::resolved::{NamesKeeper, keep_names};
-use super::serve::serve;
+use super::serve::{ServeError, serve};
 use super::socket::{Bound, SocketError, bind};
 use super::{background, sys};
 use clap::Parser;
@@ -54,6 +54,8 @@ pub enum RunError {
     Confine(#[from] ConfineError),
     #[error("cannot {0}")]
     Io(&'static str, #[source] io::Error),
+    #[error("the network helper failed")]
+    Serve(#[from] ServeError),
     #[error(transparent)]
     Background(#[from] background::BackgroundError),
 }
@@ -71,7 +73,7 @@ pub fn main() -> ExitCode {
         .with_env_filter(tracing_subscriber::EnvFilter::from_env("BANGER_LOG"))
         .init();
     if args.keep_names && closed.is_ok() {
-        return keep_names();
+        return keep_names(&args.owner);
     }
     match closed.map_err(|e| RunError::Io("close inherited files", e)).and_then(|()| run(&args)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -99,7 +101,7 @@ fn run(args: &Args) -> Result<(), RunError> {
     // Needs root's rights to make the socket's directory; everything after runs without them.
     let socket = bind(&args.socket, owner_uid)?;
     // Has to be started while this is root: only root may ask for what it asks for.
-    let names = NamesKeeper::start();
+    let names = NamesKeeper::start(owner_uid);
     confine()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|e| RunError::Io("start the runtime", e))?.block_on(serve_until_told(socket, names, owner_uid))
@@ -112,7 +114,7 @@ async fn serve_until_told(socket: Bound, names: NamesKeeper, owner_uid: u32) -> 
     let handler = |kind| signal(kind).map_err(|e| RunError::Io("handle signals", e));
     let (mut terminate, mut interrupt) = (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
     info!(owner_uid, build = messages::frame::build_id(), "serving");
-    serve(listener, kernel, owner_uid, async {
+    let served = serve(listener, kernel, owner_uid, async {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
@@ -120,7 +122,7 @@ async fn serve_until_told(socket: Bound, names: NamesKeeper, owner_uid: u32) -> 
     })
     .await;
     drop(lock);
-    Ok(())
+    Ok(served?)
 }
 
 /// A name, or a uid where no such name exists.

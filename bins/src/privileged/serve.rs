@@ -19,7 +19,7 @@ use std::future::Future;
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tracing::{debug, info, warn};
 
 /// How many connections may be open. The owner's daemon needs one; the rest is for a `status` or two.
@@ -31,21 +31,38 @@ const WRITE_TIME: Duration = Duration::from_secs(10);
 /// How many requests may wait for the worker; more make their connections wait.
 const WORK_QUEUE: usize = 64;
 
+/// Why the helper stopped without being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("the worker ended: nothing can be carried out any more")]
+    Worker(#[source] JoinError),
+}
+
 struct Work {
     operation: PrivilegedOperation,
     answer: oneshot::Sender<Result<Performed, WireError>>,
 }
 
 /// Serves until `stop` resolves; the operation that is running then is finished first.
-pub(super) async fn serve<H: Host>(listener: UnixListener, host: H, owner_uid: u32, stop: impl Future<Output = ()>) {
+///
+/// # Errors
+/// At once, when the worker panics. What it held of the host is lost with it, so there is no second one: the next helper starts from
+/// what the kernel has, and one that stayed would accept connections only to close them.
+pub(super) async fn serve<H: Host>(
+    listener: UnixListener,
+    host: H,
+    owner_uid: u32,
+    stop: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
     let (work, queue) = mpsc::channel(WORK_QUEUE);
-    let worker = tokio::spawn(carry_out(queue, Operations::new(host, owner_uid)));
+    let mut worker = tokio::spawn(carry_out(queue, Operations::new(host, owner_uid)));
     let mut connections = JoinSet::new();
     tokio::pin!(stop);
-    loop {
+    let ended = loop {
         tokio::select! {
             biased;
-            () = &mut stop => break,
+            () = &mut stop => break None,
+            result = &mut worker => break Some(result),
             Some(_) = connections.join_next() => {}
             accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
                 Ok((stream, _)) => {
@@ -58,13 +75,15 @@ pub(super) async fn serve<H: Host>(listener: UnixListener, host: H, owner_uid: u
                 }
             }
         }
-    }
+    };
     info!("stopping; taps and rules stay");
     drop(work);
     connections.shutdown().await;
-    if worker.await.is_err() {
-        warn!("the worker panicked");
-    }
+    let ended = match ended {
+        Some(result) => result,
+        None => worker.await,
+    };
+    ended.map_err(ServeError::Worker)
 }
 
 async fn carry_out<H: Host>(mut queue: mpsc::Receiver<Work>, mut operations: Operations<H>) {
@@ -110,7 +129,7 @@ enum Ended {
     Protocol(#[from] ReadError),
     #[error("the peer took too long to {0}")]
     Slow(&'static str),
-    #[error("the worker is gone")]
+    #[error("the worker is gone, and the helper ends")]
     NoWorker,
 }
 

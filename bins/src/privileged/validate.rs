@@ -10,6 +10,7 @@ use messages::privileged::{
     Grant, GrantTarget, PrivilegedOperation, Subnet, TapNumber, bridge_mac, default_bridge_name, guest_address,
     guest_address6, guest_mac, guest_taps, interface_alias, table_name, tap_name,
 };
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The smallest MTU of a tap: what IPv4 asks of every host (RFC 791).
@@ -207,71 +208,88 @@ fn mask(prefix: u8) -> u32 {
     u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0)
 }
 
-/// One instance, and the names that derive from it.
+/// One instance of the owner's, and the names that derive from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Instance(InstanceId);
+pub(super) struct Instance {
+    id: InstanceId,
+    /// The helper's own knowledge: it crosses no socket.
+    owner_uid: u32,
+}
 
 impl Instance {
-    /// The mark of its interfaces.
+    /// The mark of its interfaces, and of its rules in other firewalls' chains.
     #[must_use]
     pub(super) fn alias(self) -> String {
-        interface_alias(self.0)
+        interface_alias(self.owner_uid, self.id)
+    }
+
+    /// Whose instance of the same id an alias marks, if it is not this one.
+    #[must_use]
+    pub(super) fn other_owner(self, alias: &str) -> Option<u32> {
+        let uid = alias.strip_suffix(&self.id.to_string())?.strip_prefix("banger:")?.strip_suffix(':')?.parse().ok()?;
+        (uid != self.owner_uid).then_some(uid)
     }
 
     /// The bridge's name where the config has none.
     #[must_use]
     pub(super) fn default_bridge(self) -> InterfaceName {
-        default_bridge_name(self.0)
+        default_bridge_name(self.id)
     }
 
     /// The bridge's hardware address.
     #[must_use]
     pub(crate) fn bridge_address(self) -> [u8; 6] {
-        bridge_mac(self.0)
+        bridge_mac(self.id)
     }
 
     /// Its nftables table.
     #[must_use]
     pub(super) fn table(self) -> String {
-        table_name(self.0)
+        table_name(self.owner_uid, self.id)
     }
 
     /// The hardware address of the guest behind a tap.
     #[must_use]
     pub(super) fn guest_mac(self, tap: CheckedTap) -> [u8; 6] {
-        guest_mac(self.0, tap.0)
+        guest_mac(self.id, tap.0)
     }
 
     /// Every guest that the network has room for: tap, hardware address, address.
     pub(super) fn guests(self, subnet: CheckedSubnet) -> impl Iterator<Item = (InterfaceName, [u8; 6], Ipv4Addr)> {
         guest_taps(subnet.wire()).filter_map(move |tap| {
-            Some((tap_name(self.0, tap), guest_mac(self.0, tap), guest_address(subnet.wire(), tap)?))
+            Some((tap_name(self.id, tap), guest_mac(self.id, tap), guest_address(subnet.wire(), tap)?))
         })
     }
 
     /// The IPv6 and hardware addresses of every guest that the network has room for, where guests have IPv6.
     pub(super) fn neighbours(self, subnet: CheckedSubnet) -> Vec<(Ipv6Addr, [u8; 6])> {
-        let neighbour = |tap| Some((guest_address6(subnet.wire(), tap)?, guest_mac(self.0, tap)));
+        let neighbour = |tap| Some((guest_address6(subnet.wire(), tap)?, guest_mac(self.id, tap)));
         guest_taps(subnet.wire()).filter_map(neighbour).collect()
     }
 
     /// What the names of all its taps begin with, and no other interface's.
     #[must_use]
     pub(super) fn tap_prefix(self) -> String {
-        format!("bt{}-", self.0)
+        format!("bt{}-", self.id)
     }
 
     /// The name of one of its taps.
     #[must_use]
     pub(super) fn tap(self, tap: CheckedTap) -> InterfaceName {
-        tap_name(self.0, tap.0)
+        tap_name(self.id, tap.0)
     }
 
     /// The number of the tap of this name, if it is one of this instance's.
     #[must_use]
     pub(super) fn tap_number(self, name: &str) -> Option<TapNumber> {
         let number = name.strip_prefix(&self.tap_prefix())?.parse::<u16>().ok().map(TapNumber)?;
-        (tap_name(self.0, number).as_str() == name).then_some(number)
+        (tap_name(self.id, number).as_str() == name).then_some(number)
+    }
+}
+
+impl fmt::Display for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.id.fmt(f)
     }
 }
 
@@ -306,52 +324,54 @@ pub(super) enum CheckedOperation {
     RemoveInstance { instance: Instance },
     BindDns { instance: Instance, bridge: BridgeName, subnet: CheckedSubnet },
     RouteNames { instance: Instance, bridge: BridgeName, subnet: CheckedSubnet },
-    SetGrants { instance: Instance, subnet: CheckedSubnet, grants: Vec<CheckedGrant> },
+    SetGrants { instance: Instance, bridge: BridgeName, subnet: CheckedSubnet, grants: Vec<CheckedGrant> },
 }
 
-/// Checks every field.
+/// Checks every field. Whatever instance is named is the owner's one of that id, and nobody else's.
 ///
 /// # Errors
 /// [`Invalid`] names the first field that is not acceptable.
-pub(super) fn check(operation: &PrivilegedOperation) -> Result<CheckedOperation, Invalid> {
+pub(super) fn check(operation: &PrivilegedOperation, owner_uid: u32) -> Result<CheckedOperation, Invalid> {
     use PrivilegedOperation as Op;
+    let own = |id: &InstanceId| Instance { id: *id, owner_uid };
     Ok(match operation {
         Op::Status => CheckedOperation::Status,
         Op::EnsureBridge { instance, bridge, subnet } => CheckedOperation::EnsureBridge {
-            instance: Instance(*instance),
+            instance: own(instance),
             bridge: BridgeName::check(*instance, bridge)?,
             subnet: CheckedSubnet::check(*subnet)?,
         },
         Op::EnsureTap { instance, bridge, tap, mtu } => CheckedOperation::EnsureTap {
-            instance: Instance(*instance),
+            instance: own(instance),
             bridge: BridgeName::check(*instance, bridge)?,
             tap: check_tap(*tap)?,
             mtu: mtu.map(check_mtu).transpose()?,
         },
         Op::RemoveTap { instance, tap } => {
-            CheckedOperation::RemoveTap { instance: Instance(*instance), tap: check_tap(*tap)? }
+            CheckedOperation::RemoveTap { instance: own(instance), tap: check_tap(*tap)? }
         }
-        Op::ListTaps { instance } => CheckedOperation::ListTaps { instance: Instance(*instance) },
+        Op::ListTaps { instance } => CheckedOperation::ListTaps { instance: own(instance) },
         Op::EnsureNat { instance, bridge, subnet } => CheckedOperation::EnsureNat {
-            instance: Instance(*instance),
+            instance: own(instance),
             bridge: BridgeName::check(*instance, bridge)?,
             subnet: CheckedSubnet::check(*subnet)?,
         },
-        Op::RemoveInstance { instance } => CheckedOperation::RemoveInstance { instance: Instance(*instance) },
+        Op::RemoveInstance { instance } => CheckedOperation::RemoveInstance { instance: own(instance) },
         Op::RouteNames { instance, bridge, subnet } => CheckedOperation::RouteNames {
-            instance: Instance(*instance),
+            instance: own(instance),
             bridge: BridgeName::check(*instance, bridge)?,
             subnet: CheckedSubnet::check(*subnet)?,
         },
         Op::BindDns { instance, bridge, subnet } => CheckedOperation::BindDns {
-            instance: Instance(*instance),
+            instance: own(instance),
             bridge: BridgeName::check(*instance, bridge)?,
             subnet: CheckedSubnet::check(*subnet)?,
         },
-        Op::SetGrants { instance, subnet, grants } => {
+        Op::SetGrants { instance, bridge, subnet, grants } => {
+            let bridge = BridgeName::check(*instance, bridge)?;
             let subnet = CheckedSubnet::check(*subnet)?;
             let grants = check_grants(subnet, grants)?;
-            CheckedOperation::SetGrants { instance: Instance(*instance), subnet, grants }
+            CheckedOperation::SetGrants { instance: own(instance), bridge, subnet, grants }
         }
     })
 }

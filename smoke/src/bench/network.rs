@@ -49,7 +49,8 @@ fn timed(helper: &mut Helper) -> Result<Vec<Figure>, Stop> {
     let grants: Vec<Grant> =
         (0..VMS).flat_map(|tap| targets(tap).map(|to| Grant { from: TapNumber(tap), to })).collect();
     for _ in 0..RUNS {
-        let operation = PrivilegedOperation::SetGrants { instance: INSTANCE, subnet: SUBNET, grants: grants.clone() };
+        let (bridge, grants) = (bridge.clone(), grants.clone());
+        let operation = PrivilegedOperation::SetGrants { instance: INSTANCE, bridge, subnet: SUBNET, grants };
         rules.push(ms(helper.ask(operation)?));
     }
     let figure = |name: &str, measured: f64, goal: f64, runs: usize| Figure {

@@ -129,8 +129,11 @@ pub(super) fn remove_network(bridge: &str) -> Outcome {
     for name in interfaces()?.iter().filter(|name| *name == bridge || name.starts_with(&taps)) {
         Program::tool(&["ip", "link", "delete", name]).run()?;
     }
-    for family in ["inet", "bridge"] {
-        Program::tool(&["nft", "delete", "table", family, &format!("banger_{instance}")]).run()?;
+    // Their names have the owner's uid before the instance.
+    let listed = Program::tool(&["nft", "list", "tables"]).run()?.out();
+    for table in listed.lines().filter(|table| table.ends_with(&format!("_{instance}"))) {
+        let words: Vec<&str> = ["nft", "delete"].into_iter().chain(table.split_whitespace()).collect();
+        Program::tool(&words).run()?;
     }
     Ok(())
 }

@@ -78,6 +78,9 @@ impl Handler<Perform> for Helper {
                 PrivilegedOperation::SetGrants { .. } if !world.rules => {
                     return Err(WireError::new(ErrorKind::NotFound, "the table does not exist"));
                 }
+                PrivilegedOperation::SetGrants { grants, .. } if !grants.is_empty() && !world.bridge => {
+                    return Err(WireError::new(ErrorKind::NotFound, "the bridge does not exist"));
+                }
                 PrivilegedOperation::SetGrants { grants, .. } => {
                     world.grants = grants;
                     world.grantings += 1;

@@ -7,8 +7,9 @@ mod network;
 
 use super::failure::{Failure, Outcome};
 use super::output::Output;
+use actors::config::Config;
 use actors::paths::Paths;
-use messages::error::ErrorKind;
+use messages::error::{ErrorKind, WireError};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -58,9 +59,11 @@ impl Check {
 /// Runs every check and prints what it found.
 pub(super) fn run(output: Output) -> Outcome {
     let paths = Paths::from_env().map_err(|error| Failure::io_only(ErrorKind::Usage, &error))?;
-    let mut checks = machine::checks(&paths);
+    let (config, read) = config(&paths.config_file);
+    let mut checks = vec![read];
+    checks.extend(machine::checks(&paths, &config));
     checks.extend(builds::checks());
-    checks.extend(network::checks(&paths));
+    checks.extend(network::checks(&paths, &config));
     checks.extend(names::checks(&paths, output));
     if output.json {
         output.value(&Value::Array(checks.iter().map(value).collect()))?;
@@ -69,6 +72,26 @@ pub(super) fn run(output: Output) -> Outcome {
     }
     let failed = checks.iter().any(|check| check.level == Level::Fail);
     Ok(if failed { ErrorKind::Host.exit_code() } else { 0 })
+}
+
+/// The settings, or what is built in where they cannot be read: then no daemon starts.
+fn config(file: &Path) -> (Config, Check) {
+    match Config::load(file) {
+        Ok(loaded) if file.exists() => (loaded.config, Check::ok("config", file.display().to_string())),
+        Ok(loaded) => (loaded.config, Check::ok("config", "none, which is fine")),
+        Err(error) => {
+            let said = WireError::from_error(ErrorKind::Usage, &error).to_string();
+            // toml's message goes on with the line and an arrow, which `config check` shows.
+            let text = said.lines().next().unwrap_or_default().to_owned();
+            (Config::default(), Check::fail("config", text, "`banger config check` shows the place"))
+        }
+    }
+}
+
+/// Whose checks these are, as `usermod` and `--owner` take it.
+fn user() -> String {
+    let uid = nix::unistd::Uid::effective();
+    nix::unistd::User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name)
 }
 
 fn value(check: &Check) -> Value {
@@ -112,6 +135,16 @@ mod tests {
             text(&checks),
             "ok    kvm   works\nfail  qemu  is not installed\n            fix: `sudo apt install qemu`\n"
         );
+    }
+
+    #[test]
+    fn a_config_that_no_daemon_starts_with_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.toml");
+        assert_eq!(config(&file).1.level, Level::Ok);
+        std::fs::write(&file, "colour = 1\n").unwrap();
+        let check = config(&file).1;
+        assert_eq!((check.level, check.text.lines().count()), (Level::Fail, 1), "{check:?}");
     }
 
     #[test]

@@ -45,8 +45,8 @@ mod tests {
         let mut a = Attributes(&mut bytes);
         a.text(1, "filter");
         a.bytes(3, &7_u64.to_be_bytes());
-        a.bytes(7, &comment_data("banger:abcdef from bbabcdef"));
-        let whole = KnownRule { handle: 7, comment: "banger:abcdef from bbabcdef".to_owned() };
+        a.bytes(7, &comment_data("banger:1000:abcdef from bbabcdef"));
+        let whole = KnownRule { handle: 7, comment: "banger:1000:abcdef from bbabcdef".to_owned() };
         assert_eq!(rule(&bytes), Some(whole));
         for end in 0..bytes.len() - 4 {
             assert_eq!(rule(&bytes[..end]), None, "{end}");

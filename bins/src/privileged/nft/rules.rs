@@ -89,20 +89,20 @@ fn host(instance: Instance, bridge: &BridgeName, subnet: CheckedSubnet) -> Table
                 kind: ChainKind::Nat,
                 hook: Hook::Postrouting,
                 priority: PRIORITY_SOURCE_NAT,
-                rules: masquerade(&elsewhere, subnet),
+                rules: masquerade(&from_guests, &elsewhere, subnet),
             },
         ],
     }
 }
 
-/// Not what stays in the subnet: the host's own packets to its address there leave by loopback, and would get the source of
-/// another network, which the resolver at that address takes for a stranger's.
-fn masquerade(elsewhere: &Expression, subnet: CheckedSubnet) -> Vec<Rule> {
-    let (network, prefix) = (subnet.network(), subnet.prefix());
-    let ipv4 = [IPV4, Source(Is, network, prefix), Destination(IsNot, network, prefix)];
-    let ipv6 = subnet.ipv6().map(CheckedNetwork6::network);
-    let ipv6 = ipv6.map(|network| [IPV6, Source6(Is, network, PREFIX6), Destination6(IsNot, network, PREFIX6)]);
-    let rule = |what: [Expression; 3]| Rule(what.into_iter().chain([elsewhere.clone(), Masquerade]).collect());
+/// Only what came in by the bridge: neither what the host forwards for others, whatever its source, nor what it sends itself.
+/// After routing the kernel still knows where a packet came in since 5.7 (28f8bfd1ac94).
+fn masquerade(from_guests: &Expression, elsewhere: &Expression, subnet: CheckedSubnet) -> Vec<Rule> {
+    let ipv4 = [IPV4, Source(Is, subnet.network(), subnet.prefix())];
+    let ipv6 = subnet.ipv6().map(|ipv6| [IPV6, Source6(Is, ipv6.network(), PREFIX6)]);
+    let rule = |[family, source]: [Expression; 2]| {
+        Rule(vec![from_guests.clone(), family, source, elsewhere.clone(), Masquerade])
+    };
     std::iter::once(ipv4).chain(ipv6).map(rule).collect()
 }
 

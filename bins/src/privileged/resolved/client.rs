@@ -29,15 +29,15 @@ pub(in crate::privileged) enum NamesKeeper {
 }
 
 impl NamesKeeper {
-    /// Starts it, with what this process has now: must come before the helper is confined.
-    pub(in crate::privileged) fn start() -> Self {
+    /// Starts it for the bridges of `owner_uid`, with what this process has now: must come before the helper is confined.
+    pub(in crate::privileged) fn start(owner_uid: u32) -> Self {
         if std::env::var_os(SYSTEM_BUS_VARIABLE).is_none() && !Path::new(SYSTEM_BUS).exists() {
             return Self::Absent("this host has no D-Bus".to_owned());
         }
         let started = || -> io::Result<Self> {
             let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
             let child = Command::new(std::env::current_exe()?)
-                .args([FLAG, "--owner", "0"])
+                .args([FLAG, "--owner", &owner_uid.to_string()])
                 .current_dir("/")
                 .stdin(OwnedFd::from(theirs))
                 .stdout(Stdio::null())

@@ -25,6 +25,8 @@ pub(super) struct State {
     pub(super) foreign: BTreeMap<&'static str, Vec<KnownRule>>,
     /// Whom firewalld lets pass, where it runs.
     pub(super) trusted: Option<Vec<String>>,
+    /// The call that meets a bug of ours.
+    pub(super) panics_at: Option<&'static str>,
     /// Every call, in order: those that only look begin with `?`.
     pub(super) calls: Vec<String>,
     /// How many calls of this name pass from now on, and how many fail after them.
@@ -93,6 +95,8 @@ impl Double {
     }
 
     fn call<T>(&self, name: &'static str, detail: &str, f: impl FnOnce(&mut State) -> T) -> HostResult<T> {
+        // Outside of the lock, which the test goes on using.
+        assert!(self.with(|state| state.panics_at) != Some(name), "as told");
         self.with(|state| {
             state.calls.push(format!("{name} {detail}").trim_end().to_owned());
             state.fail(name)?;

@@ -35,12 +35,12 @@ async fn the_bridge_has_both_addresses_and_forwarding_comes_last() {
     perform(&host, DUAL).await.unwrap();
     insta::assert_snapshot!(host.with(|s| s.changes().join("\n")), @r"
     create_bridge bbabcdef
-    change_link bbabcdef alias=banger:abcdef address=[02, ab, cd, ef, ff, ff]
+    change_link bbabcdef alias=banger:1000:abcdef address=[02, ab, cd, ef, ff, ff]
     allow_ipv6 bbabcdef
     add_address bbabcdef 172.16.0.1/24
     add_address bbabcdef fd12:3456:789a::1/64
     change_link bbabcdef up
-    replace_tables banger_abcdef
+    replace_tables banger_1000_abcdef
     answer_for_guests bbabcdef
     know_neighbours bbabcdef 253
     enable_forwarding
@@ -73,7 +73,7 @@ async fn the_rules_know_guests_by_the_end_of_their_address() {
     iifname "bbabcdef" oifname "bbabcdef" meta nfproto ipv6 ct state established,related accept
     iifname "bbabcdef" oifname "bbabcdef" meta nfproto ipv6 ip6 daddr fd12:3456:789a::/96 @nh,160,32 . @nh,288,32 @peers accept
     oifname "bbabcdef" meta nfproto ipv6 meta l4proto ipv6-icmp icmpv6 type nd-redirect drop
-    meta nfproto ipv6 ip6 saddr fd12:3456:789a::/64 ip6 daddr != fd12:3456:789a::/64 oifname != "bbabcdef" masquerade
+    iifname "bbabcdef" meta nfproto ipv6 ip6 saddr fd12:3456:789a::/64 oifname != "bbabcdef" masquerade
     ether type ip6 ip6 saddr fd12:3456:789a::/96 iifname . ether saddr . @nh,160,32 @guests accept
     "#);
 }

@@ -4,6 +4,7 @@ mod client;
 mod double;
 mod ipv6;
 mod operations;
+mod owners;
 mod packets;
 mod properties;
 mod server;

@@ -47,14 +47,14 @@ async fn a_whole_network_is_made_in_this_order() {
     }
     insta::assert_snapshot!(host.with(|s| s.changes().join("\n")), @r"
     create_bridge bbabcdef
-    change_link bbabcdef alias=banger:abcdef address=[02, ab, cd, ef, ff, ff]
+    change_link bbabcdef alias=banger:1000:abcdef address=[02, ab, cd, ef, ff, ff]
     add_address bbabcdef 172.16.0.1/24
     change_link bbabcdef up
-    replace_tables banger_abcdef
+    replace_tables banger_1000_abcdef
     answer_for_guests bbabcdef
     enable_forwarding
     create_tap btabcdef-0 uid=1000
-    change_link btabcdef-0 alias=banger:abcdef mtu=1400 port
+    change_link btabcdef-0 alias=banger:1000:abcdef mtu=1400 port
     isolate_port btabcdef-0
     change_link btabcdef-0 up
     ");
@@ -148,8 +148,8 @@ async fn interfaces_of_others_are_refused_and_left_alone() {
     host.with(|s| {
         s.add_link("docker0", LinkKind::Bridge, None);
         s.add_link("eth0", LinkKind::Other, None);
-        s.add_link("bbabcdef", LinkKind::Other, Some("banger:abcdef"));
-        s.add_link("br0", LinkKind::Bridge, Some("banger:010203"));
+        s.add_link("bbabcdef", LinkKind::Other, Some("banger:1000:abcdef"));
+        s.add_link("br0", LinkKind::Bridge, Some("banger:1000:010203"));
     });
     let before = host.with(|s| s.links.clone());
     for name in ["docker0", "eth0", "bbabcdef", "br0"] {
@@ -160,7 +160,7 @@ async fn interfaces_of_others_are_refused_and_left_alone() {
     done(&host, PrivilegedOperation::RemoveInstance { instance: ONE }).await;
     host.with(|s| {
         assert_eq!(s.links, before);
-        assert_eq!(s.changes(), ["remove_tables banger_abcdef"]);
+        assert_eq!(s.changes(), ["remove_tables banger_1000_abcdef"]);
     });
 }
 
@@ -169,7 +169,7 @@ async fn a_tap_of_another_user_or_with_another_mark_is_refused() {
     let host = Double::default();
     done(&host, bridge(ONE, "bbabcdef")).await;
     host.with(|s| {
-        s.add_link("btabcdef-1", LinkKind::Tap { owner: Some(1) }, Some("banger:abcdef"));
+        s.add_link("btabcdef-1", LinkKind::Tap { owner: Some(1) }, Some("banger:1000:abcdef"));
         s.add_link("btabcdef-2", LinkKind::Tap { owner: Some(OWNER) }, Some("somebody's"));
         s.calls.clear();
     });
@@ -256,8 +256,8 @@ async fn removing_takes_taps_before_the_bridge_before_the_rules() {
     delete_link btabcdef-0
     delete_link btabcdef-1
     delete_link bbabcdef
-    remove_tables banger_abcdef
-    remove_tables banger_abcdef
+    remove_tables banger_1000_abcdef
+    remove_tables banger_1000_abcdef
     ");
 }
 
@@ -267,7 +267,7 @@ async fn the_rules_read_like_this() {
     done(&host, bridge(ONE, "bbabcdef")).await;
     done(&host, nat("bbabcdef")).await;
     insta::assert_snapshot!(host.with(|s| s.tables.values().map(ToString::to_string).collect::<Vec<_>>().join("\n")), @r#"
-    table inet banger_abcdef {
+    table inet banger_1000_abcdef {
       set peers { type ipv4_addr . ipv4_addr; 0 elements }
       set services { type ipv4_addr . inet_proto . inet_service; 0 elements }
       chain input {
@@ -301,10 +301,10 @@ async fn the_rules_read_like_this() {
       }
       chain postrouting {
         type nat hook postrouting priority 100; policy accept;
-        meta nfproto ipv4 ip saddr 172.16.0.0/24 ip daddr != 172.16.0.0/24 oifname != "bbabcdef" masquerade
+        iifname "bbabcdef" meta nfproto ipv4 ip saddr 172.16.0.0/24 oifname != "bbabcdef" masquerade
       }
     }
-    table bridge banger_abcdef {
+    table bridge banger_1000_abcdef {
       set guests { type ifname . ether_addr . ipv4_addr; 253 elements }
       chain prerouting {
         type filter hook prerouting priority -200; policy accept;
@@ -365,8 +365,10 @@ async fn a_port_that_is_taken_is_one_sentence() {
 #[tokio::test]
 async fn grants_are_a_whole_state_that_needs_its_table() {
     let host = Double::default();
-    let grants =
-        |grants: &[Grant]| PrivilegedOperation::SetGrants { instance: ONE, subnet: subnet(), grants: grants.to_vec() };
+    let grants = |grants: &[Grant]| {
+        let bridge = "bbabcdef".parse().unwrap();
+        PrivilegedOperation::SetGrants { instance: ONE, bridge, subnet: subnet(), grants: grants.to_vec() }
+    };
     let missing = perform(&host, &grants(&[])).await.unwrap_err();
     assert!(matches!(missing, OperationError::NoTable(_)));
     assert_eq!(messages::WireError::from(missing).kind, messages::error::ErrorKind::NotFound);
@@ -387,13 +389,52 @@ async fn grants_are_a_whole_state_that_needs_its_table() {
     assert_eq!(counts(), [("peers", 1), ("services", 2), ("guests", 253)]);
     done(&host, grants(&three[1..2])).await;
     assert_eq!(counts(), [("peers", 0), ("services", 1), ("guests", 253)]);
+    // Whoever takes them all back has to know that they are gone, and not that something else is.
+    host.with(|s| s.addresses.clear());
+    assert!(matches!(perform(&host, &grants(&three)).await, Err(OperationError::NoAddress(..))));
+    done(&host, grants(&[])).await;
+    assert_eq!(counts(), [("peers", 0), ("services", 0), ("guests", 253)]);
+}
+
+/// The host would put its own address on what it forwards for another network, or let that network's hosts in as guests.
+#[tokio::test]
+async fn rules_and_grants_are_about_the_bridges_own_subnet_only() {
+    let host = Double::default();
+    let dual = Subnet { ipv6: Some("fd12:3456:789a::".parse().unwrap()), ..subnet() };
+    done(&host, bridge(ONE, "bbabcdef")).await;
+    done(&host, nat("bbabcdef")).await;
+    let index = host.with(|s| s.named("bbabcdef").unwrap().index);
+    let others = [
+        Subnet { gateway: Ipv4Addr::new(192, 168, 0, 1), prefix: 16, ipv6: None },
+        Subnet { gateway: Ipv4Addr::new(172, 16, 0, 9), ..subnet() },
+        Subnet { prefix: 23, ..subnet() },
+        dual,
+    ];
+    let grant = Grant { from: TapNumber(0), to: GrantTarget::Tap(TapNumber(1)) };
+    let about = |subnet| {
+        let (instance, bridge): (_, messages::ids::InterfaceName) = (ONE, "bbabcdef".parse().unwrap());
+        [
+            PrivilegedOperation::EnsureNat { instance, bridge: bridge.clone(), subnet },
+            PrivilegedOperation::SetGrants { instance, bridge, subnet, grants: vec![grant] },
+        ]
+    };
+    host.with(|s| s.calls.clear());
+    for operation in others.into_iter().flat_map(about) {
+        let refused = perform(&host, &operation).await;
+        assert!(matches!(refused, Err(OperationError::NoAddress(..))), "{operation:?}: {refused:?}");
+    }
+    assert!(host.with(|s| s.changes().is_empty()));
+    host.with(|s| s.addresses.get_mut(&index).unwrap().push((dual.gateway6().unwrap().into(), 64)));
+    for operation in about(dual) {
+        done(&host, operation).await;
+    }
 }
 
 #[tokio::test]
 async fn other_firewalls_are_asked_once_and_left_as_they_were() {
     let host = Double::default();
     let theirs = KnownRule { handle: 3, comment: "somebody's".to_owned() };
-    let others = KnownRule { handle: 4, comment: "banger:010203 from bb010203".to_owned() };
+    let others = KnownRule { handle: 4, comment: "banger:1000:010203 from bb010203".to_owned() };
     let before: BTreeMap<_, _> =
         ["DOCKER-USER", "ufw-before-input"].map(|chain| (chain, vec![theirs.clone(), others.clone()])).into();
     host.with(|s| (s.foreign, s.trusted) = (before.clone(), Some(Vec::new())));
@@ -401,7 +442,7 @@ async fn other_firewalls_are_asked_once_and_left_as_they_were() {
     for name in ["br-old", "br-new", "br-new"] {
         done(&host, bridge(ONE, name)).await;
         done(&host, nat(name)).await;
-        let from_and_to = ["from", "to"].map(|way| format!("banger:abcdef {way} {name}"));
+        let from_and_to = ["from", "to"].map(|way| format!("banger:1000:abcdef {way} {name}"));
         let found = [&theirs, &others].map(|rule| rule.comment.clone());
         assert_eq!(comments("DOCKER-USER"), [&found[..], &from_and_to].concat());
         assert_eq!(comments("ufw-before-input"), [&found[..], &from_and_to[..1]].concat());

@@ -21,7 +21,8 @@ fn interface() -> impl Strategy<Value = InterfaceName> {
     prop_oneof![
         instance().prop_map(default_bridge_name),
         "[a-z][a-z0-9-]{0,14}".prop_map(|name| name.parse().unwrap()),
-        prop::sample::select(vec!["lo", "eth0", "docker0", "bt0000aa-1", "all"]).prop_map(|n| n.parse().unwrap()),
+        prop::sample::select(vec!["lo", "eth0", "docker0", "bt0000aa-1", "br-theirs", "all"])
+            .prop_map(|n| n.parse().unwrap()),
     ]
 }
 
@@ -82,8 +83,8 @@ fn operation() -> impl Strategy<Value = PrivilegedOperation> {
             bridge,
             subnet
         }),
-        (instance(), subnet(), prop::collection::vec(grant(), 0..4))
-            .prop_map(|(instance, subnet, grants)| Op::SetGrants { instance, subnet, grants }),
+        (instance(), interface(), subnet(), prop::collection::vec(grant(), 0..4))
+            .prop_map(|(instance, bridge, subnet, grants)| Op::SetGrants { instance, bridge, subnet, grants }),
         instance().prop_map(|instance| Op::ListTaps { instance }),
         instance().prop_map(|instance| Op::RemoveInstance { instance }),
     ]
@@ -126,13 +127,14 @@ fn is_acceptable(operation: &PrivilegedOperation) -> bool {
             bridge_is_fine(instance, bridge) && tap.0 < TAPS_MAX && mtu.is_none_or(|mtu| (576..=65521).contains(&mtu))
         }
         Op::RemoveTap { tap, .. } => tap.0 < TAPS_MAX,
-        Op::SetGrants { subnet, grants, .. } => {
+        Op::SetGrants { instance, bridge, subnet, grants } => {
             let hosts = 1_u64 << (32 - u32::from(subnet.prefix.min(32)));
             let has_address = |tap: TapNumber| {
                 let host = u64::from(tap.0) + 2;
                 tap.0 < TAPS_MAX && host < hosts - 1 && host != u64::from(u32::from(subnet.gateway)) % hosts
             };
-            subnet_is_fine(subnet)
+            bridge_is_fine(instance, bridge)
+                && subnet_is_fine(subnet)
                 && grants.iter().all(|grant| {
                     has_address(grant.from)
                         && match grant.to {
@@ -153,7 +155,7 @@ proptest! {
     fn what_is_invalid_never_reaches_the_host(operation in operation()) {
         let host = Double::default();
         let result = run(Operations::new(host.clone(), OWNER).perform(&operation));
-        prop_assert_eq!(check(&operation).is_ok(), is_acceptable(&operation));
+        prop_assert_eq!(check(&operation, OWNER).is_ok(), is_acceptable(&operation));
         if !is_acceptable(&operation) {
             prop_assert!(result.is_err());
             prop_assert_eq!(host.with(|s| s.calls.len()), 0);
@@ -169,6 +171,9 @@ proptest! {
             s.add_link("docker0", LinkKind::Bridge, None);
             s.add_link("bt0000aa-1", LinkKind::Tap { owner: Some(0) }, None);
             s.add_link("bb0101aa", LinkKind::Bridge, Some("somebody's"));
+            // Another user's, who has a helper, too.
+            s.add_link("br-theirs", LinkKind::Bridge, Some("banger:1001:0202aa"));
+            s.add_link("bt0202aa-2", LinkKind::Tap { owner: Some(1001) }, Some("banger:1001:0202aa"));
             s.links.clone()
         });
         let mut helper = Operations::new(host.clone(), OWNER);
@@ -183,9 +188,11 @@ proptest! {
             }
             // Whatever was made carries the mark of an instance, and every tap that is up is isolated.
             for link in s.links.values().filter(|link| !foreign.contains_key(&link.index)) {
-                prop_assert!(link.alias.as_ref().is_some_and(|alias| alias.starts_with("banger:")));
+                prop_assert!(link.alias.as_ref().is_some_and(|alias| alias.starts_with("banger:1000:")));
                 prop_assert!(link.kind == LinkKind::Bridge || s.isolated.contains(&link.index));
+                prop_assert!(!link.name.contains("0202aa"));
             }
+            prop_assert!(s.tables.keys().all(|(_, name)| name.starts_with("banger_1000_") && !name.ends_with("0202aa")));
             Ok(())
         })?;
     }

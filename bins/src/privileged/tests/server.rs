@@ -1,7 +1,7 @@
 //! The server on a real socket with a double behind it: who is answered, and what a broken peer costs the others.
 
 use super::double::Double;
-use crate::privileged::serve::serve;
+use crate::privileged::serve::{ServeError, serve};
 use link::frames::{FrameReader, send_hello, write_frame};
 use messages::ErrorKind;
 use messages::frame::{Hello, MAGIC};
@@ -25,7 +25,7 @@ pub(super) struct Helper {
     _directory: tempfile::TempDir,
     pub(super) path: PathBuf,
     stop: oneshot::Sender<()>,
-    task: JoinHandle<()>,
+    task: JoinHandle<Result<(), ServeError>>,
 }
 
 impl Helper {
@@ -39,7 +39,7 @@ impl Helper {
             serve(listener, host, owner_uid, async {
                 stopped.await.ok();
             })
-            .await;
+            .await
         });
         Self { _directory: directory, path, stop, task }
     }
@@ -94,7 +94,25 @@ async fn an_owner_is_served() {
     // A refusal does not cost the connection.
     assert!(client.ask(9, PrivilegedOperation::Status).await.result.is_ok());
     helper.stop.send(()).unwrap();
-    tokio::time::timeout(LIMIT, helper.task).await.unwrap().unwrap();
+    tokio::time::timeout(LIMIT, helper.task).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_worker_that_panics_ends_the_helper() {
+    let host = Double::default();
+    let helper = Helper::start(&host, own_uid());
+    let (mut client, bystander) = (helper.greeted().await, helper.greeted().await);
+    host.with(|s| s.panics_at = Some("?links"));
+    let list = PrivilegedOperation::ListTaps { instance: InstanceId([1; 3]) };
+    write_frame(&mut client.write, &PrivilegedRequest { number: 1, operation: list }, PRIVILEGED_FRAME_MAX)
+        .await
+        .unwrap();
+    // Nobody told it to stop, and nobody is left with a connection that answers nothing.
+    let ended = tokio::time::timeout(LIMIT, helper.task).await.unwrap().unwrap();
+    assert!(matches!(ended, Err(ServeError::Worker(_))), "{ended:?}");
+    client.closed().await;
+    bystander.closed().await;
+    assert!(UnixStream::connect(&helper.path).await.is_err(), "nobody is accepted any more");
 }
 
 #[tokio::test]

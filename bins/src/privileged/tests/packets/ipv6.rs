@@ -161,9 +161,9 @@ fn grants_hold_for_ipv6_too() {
         lab.grant(ONE, dual(), &[]);
         expect(&lab, "taken back", a, &hop(me, peer, (5001, 6000), b"late"), b"late", Fate::Dropped);
         if has_nft() {
-            let listed = tool("nft", &["list", "table", "inet", "banger_abcdef"]);
+            let listed = tool("nft", &["list", "table", "inet", "banger_65534_abcdef"]);
             assert!(listed.contains("fd12:3456:789a::"), "nft can read it: {listed}");
-            tool("nft", &["list", "table", "bridge", "banger_abcdef"]);
+            tool("nft", &["list", "table", "bridge", "banger_65534_abcdef"]);
         }
     });
 }

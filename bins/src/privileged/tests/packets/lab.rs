@@ -153,6 +153,34 @@ impl Lab {
         at
     }
 
+    /// A neighbour on another network of the host's, where the host is `host`; says where its frames appear. Whatever source it
+    /// writes is routed.
+    pub(super) fn neighbour(&mut self, name: &str, end: End, host: End) -> At {
+        let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun").unwrap();
+        sys::make_tap(&tun, &name.parse().unwrap(), 0).unwrap();
+        drop(tun);
+        self.ports.push(Port::open(name, end));
+        ip(&["link", "set", name, "address", &host.mac.map(|byte| format!("{byte:02x}")).join(":")]);
+        ip(&["address", "add", &format!("{}/24", host.ip), "dev", name]);
+        for interface in ["all", name] {
+            std::fs::write(format!("/proc/sys/net/ipv4/conf/{interface}/rp_filter"), "0").unwrap();
+        }
+        ip(&["link", "set", name, "up"]);
+        self.ports.len() - 1
+    }
+
+    /// Sends a frame until it comes out at the uplink, which it has to: the kernel may not have noticed a carrier yet.
+    pub(super) fn leaves(&self, from: At, frame: &[u8], mark: &[u8]) -> Vec<u8> {
+        let started = Instant::now();
+        loop {
+            self.send(from, frame);
+            if let Some(out) = self.watch(SILENCE, |at, frame| at == AT_UPLINK && frame.ends_with(mark)) {
+                return out;
+            }
+            assert!(started.elapsed() < PATIENCE, "{}: does not leave", String::from_utf8_lossy(mark));
+        }
+    }
+
     /// The kernel takes notice of a carrier at its leisure, and drops frames until then.
     fn wait_for_carrier(&self, at: At, instance: InstanceId, subnet: Subnet) {
         let [a, b, c] = instance.0;
@@ -175,7 +203,8 @@ impl Lab {
     }
 
     pub(super) fn grant(&mut self, instance: InstanceId, subnet: Subnet, grants: &[Grant]) {
-        self.done(&PrivilegedOperation::SetGrants { instance, subnet, grants: grants.to_vec() });
+        let bridge = default_bridge_name(instance);
+        self.done(&PrivilegedOperation::SetGrants { instance, bridge, subnet, grants: grants.to_vec() });
     }
 
     pub(super) fn end(&self, at: At) -> End {
