@@ -9,6 +9,7 @@ mod containerfile;
 mod context;
 mod ignored;
 mod operation;
+mod settings;
 mod words;
 
 use super::args::BuildImageArgs;
@@ -26,6 +27,7 @@ use messages::reply::Reply;
 use messages::request::RequestBody;
 use messages::vm::{Lifetime, Readiness, RestartPolicy, VmSpec};
 use serde_json::json as value_of;
+use settings::Settings;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -74,7 +76,7 @@ async fn build(client: &Client, name: ImageName, plan: Plan, vm: VmId) -> Result
     let mut build = Build {
         client,
         vm,
-        config: base_config(client, &plan.from).await?,
+        settings: Settings::of_base(base_config(client, &plan.from).await?),
         context: plan.context,
         ignored: plan.ignored,
     };
@@ -90,7 +92,7 @@ async fn build(client: &Client, name: ImageName, plan: Plan, vm: VmId) -> Result
     let body = RequestBody::CommitImage {
         vm: build.vm,
         name,
-        config: Some(build.config),
+        config: Some(build.settings.config),
         source: Some(format!("build:{}", plan.from)),
     };
     client.ask(body).await
@@ -196,7 +198,7 @@ fn of_line(failure: Failure, step: &Step) -> Failure {
 struct Build<'a> {
     client: &'a Client,
     vm: VmRef,
-    config: ImageConfig,
+    settings: Settings,
     context: PathBuf,
     ignored: Ignored,
 }
@@ -207,50 +209,37 @@ impl Build<'_> {
             Action::Run(argv) => {
                 let argv = argv.iter().map(|word| ArgBytes(word.clone().into_bytes())).collect();
                 let spec = ExecSpec {
-                    env: self.variables(),
-                    workdir: self.config.workdir.clone(),
-                    user: self.config.user.clone(),
+                    env: self.settings.variables(),
+                    workdir: self.settings.config.workdir.clone(),
+                    user: self.settings.config.user.clone(),
                     ..exec(ExecCommand::Argv(argv), false)
                 };
                 self.operation(spec, None).await
             }
             Action::Copy { sources, destination, owner, mode } => {
-                let sources = sources.iter().map(|source| self.expand(source)).collect::<Result<Vec<_>, _>>()?;
-                let destination = self.expand(destination)?;
-                self.copy(&sources, &destination, Marks { owner: *owner, mode: *mode }).await
+                let sources = sources.iter().map(|source| self.settings.expand(source)).collect::<Result<Vec<_>, _>>();
+                let destination = self.settings.expand(destination).map_err(usage)?;
+                self.copy(&sources.map_err(usage)?, &destination, Marks { owner: *owner, mode: *mode }).await
             }
-            Action::Env(text) => {
-                let pairs = containerfile::assignments(text, &|name| variable(&self.config, name)).map_err(usage)?;
-                for (name, value) in pairs {
-                    if name.is_empty() {
-                        return Err(Failure::usage("a variable has no name"));
-                    }
-                    let prefix = format!("{name}=");
-                    self.config.env.retain(|old| !old.starts_with(&prefix));
-                    self.config.env.push(format!("{prefix}{value}"));
-                }
-                Ok(())
-            }
+            Action::Env(text) => self.settings.env(text).map_err(usage),
             Action::Workdir(path) => {
-                let path = self.absolute(&self.expand(path)?);
+                let path = self.settings.absolute(&self.settings.expand(path).map_err(usage)?);
                 // An empty archive: what is left of unpacking it is the directory.
                 let empty = context::pack(&self.context, &self.ignored, &[], Marks::default()).map_err(usage)?;
                 self.unpack(&path, false, empty.archive).await?;
-                self.config.workdir = Some(path);
+                self.settings.config.workdir = Some(path);
                 Ok(())
             }
             Action::User(user) => {
-                self.config.user = Some(self.expand(user)?);
+                self.settings.config.user = Some(self.settings.expand(user).map_err(usage)?);
                 Ok(())
             }
             Action::Cmd(argv) => {
-                self.config.cmd.clone_from(argv);
+                self.settings.cmd(argv);
                 Ok(())
             }
             Action::Entrypoint(argv) => {
-                self.config.entrypoint.clone_from(argv);
-                // What was the old program's is not the new one's.
-                self.config.cmd.clear();
+                self.settings.entrypoint(argv);
                 Ok(())
             }
         }
@@ -259,7 +248,7 @@ impl Build<'_> {
     async fn copy(&self, sources: &[String], destination: &str, marks: Marks) -> Result<(), Failure> {
         let packed = context::pack(&self.context, &self.ignored, sources, marks).map_err(usage)?;
         let as_file = packed.one_file && !destination.ends_with('/');
-        self.unpack(&self.absolute(destination), as_file, packed.archive).await
+        self.unpack(&self.settings.absolute(destination), as_file, packed.archive).await
     }
 
     async fn unpack(&self, at: &str, as_file: bool, archive: File) -> Result<(), Failure> {
@@ -283,27 +272,8 @@ impl Build<'_> {
             ExitStatus::Unknown => Err(WireError::new(ErrorKind::Lost, "nobody knows how it ended").into()),
         }
     }
-
-    fn variables(&self) -> Vec<(String, String)> {
-        let pair = |entry: &String| entry.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
-        self.config.env.iter().filter_map(pair).collect()
-    }
-
-    fn expand(&self, text: &str) -> Result<String, Failure> {
-        words::expand(text, &|name| variable(&self.config, name)).map_err(usage)
-    }
-
-    /// From the working directory.
-    fn absolute(&self, path: &str) -> String {
-        let workdir = self.config.workdir.as_deref().unwrap_or("/");
-        Path::new("/").join(workdir).join(path).to_string_lossy().into_owned()
-    }
 }
 
 fn usage(error: impl std::error::Error + 'static) -> Failure {
     Failure::io_only(ErrorKind::Usage, &error)
-}
-
-fn variable(config: &ImageConfig, name: &str) -> Option<String> {
-    config.env.iter().find_map(|entry| entry.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
 }
