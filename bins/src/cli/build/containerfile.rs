@@ -25,7 +25,14 @@ pub(super) struct Step {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Action {
     Run(Vec<String>),
-    Copy { sources: Vec<String>, destination: String, owner: Option<(u64, u64)>, mode: Option<u32> },
+    /// No instruction: `image build --script`.
+    Script(Vec<u8>),
+    Copy {
+        sources: Vec<String>,
+        destination: String,
+        owner: Option<(u64, u64)>,
+        mode: Option<u32>,
+    },
     Env(String),
     Workdir(String),
     User(String),
@@ -125,7 +132,7 @@ impl Step {
             Action::Copy { sources, destination, .. } => {
                 sources.iter().chain([destination]).try_for_each(|text| expand(text, &none).map(drop))
             }
-            Action::Run(_) | Action::Cmd(_) | Action::Entrypoint(_) => Ok(()),
+            Action::Run(_) | Action::Script(_) | Action::Cmd(_) | Action::Entrypoint(_) => Ok(()),
         };
         checked.map_err(|source| RecipeError::Words { line: self.line, source })
     }

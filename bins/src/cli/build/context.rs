@@ -1,4 +1,4 @@
-//! Packs what COPY names into a tar archive. Nothing outside of the context directory is read, and nothing of what is to be left out.
+//! Packs what COPY names, or a script, into a tar archive. Nothing outside of the context directory is read, and nothing of what is to be left out.
 
 use super::ignored::Ignored;
 use glob::MatchOptions;
@@ -75,9 +75,23 @@ pub(super) fn pack(
             }
         }
     }
-    let mut archive = packer.builder.into_inner().map_err(ContextError::Pack)?;
+    Ok(Packed { archive: finished(packer.builder)?, one_file: files == 1 && directories == 0 })
+}
+
+/// Packs a script that has been read. It is no part of a context: no rule leaves it out, and its name means nothing.
+pub(super) fn pack_script(text: &[u8]) -> Result<File, ContextError> {
+    let mut builder = tar::Builder::new(tempfile::tempfile().map_err(ContextError::Pack)?);
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o755);
+    header.set_size(text.len() as u64);
+    builder.append_data(&mut header, "script", text).map_err(ContextError::Pack)?;
+    finished(builder)
+}
+
+fn finished(builder: tar::Builder<File>) -> Result<File, ContextError> {
+    let mut archive = builder.into_inner().map_err(ContextError::Pack)?;
     archive.flush().and_then(|()| io::Seek::rewind(&mut archive)).map_err(ContextError::Pack)?;
-    Ok(Packed { archive, one_file: files == 1 && directories == 0 })
+    Ok(archive)
 }
 
 fn matches(directory: &Path, source: &str) -> Result<Vec<PathBuf>, ContextError> {

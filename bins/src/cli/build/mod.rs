@@ -29,6 +29,7 @@ use messages::vm::{Lifetime, Readiness, RestartPolicy, VmSpec};
 use serde_json::json as value_of;
 use settings::Settings;
 use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 /// Where a script lies while it runs: in memory, so it never gets into the image.
@@ -108,19 +109,12 @@ struct Plan {
 
 impl Plan {
     fn read(args: &BuildImageArgs) -> Result<Self, Failure> {
-        let source = |path: &Path| {
-            let read = || -> std::io::Result<String> {
-                if std::fs::metadata(path)?.len() > SOURCE_MAX {
-                    return Err(std::io::Error::other(format!("it has more than {SOURCE_MAX} bytes")));
-                }
-                std::fs::read_to_string(path)
-            };
-            read()
-                .map_err(|error| Failure::io(ErrorKind::Usage, format!("failed to read `{}`", path.display()), &error))
-        };
-        let (from, steps, path) = match (&args.file, &args.script) {
+        let (from, steps, file) = match (&args.file, &args.script) {
             (Some(file), None) => {
-                let Recipe { from, steps } = containerfile::parse(&source(file)?).map_err(|error| {
+                let text = String::from_utf8(source(file)?).map_err(|error| {
+                    Failure::io(ErrorKind::Usage, format!("`{}` is no text", file.display()), &error)
+                })?;
+                let Recipe { from, steps } = containerfile::parse(&text).map_err(|error| {
                     Failure::io(ErrorKind::Usage, format!("`{}` cannot be built", file.display()), &error)
                 })?;
                 let named = from.parse().map_err(|error| Failure::io_only(ErrorKind::Usage, &error))?;
@@ -128,35 +122,42 @@ impl Plan {
             }
             (None, Some(script)) => {
                 let from = args.from.clone().ok_or_else(|| Failure::usage("`--script` needs `--from IMAGE`"))?;
-                let interpreted = source(script)?.starts_with("#!");
-                (from, script_steps(script, interpreted), script)
+                let steps = script_steps(script, source(script)?);
+                return Ok(Self { from, steps, context: PathBuf::new(), ignored: Ignored::default() });
             }
             _ => return Err(Failure::usage("give either `--file CONTAINERFILE` or `--script FILE`")),
         };
         let context = match &args.context {
             Some(context) => context.clone(),
-            None => path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned(),
+            None => file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned(),
         };
         if !context.is_dir() {
             return Err(Failure::usage(format!("the context `{}` is not a directory", context.display())));
         }
-        let ignored = Ignored::read(&context, args.file.as_deref()).map_err(usage)?;
+        let ignored = Ignored::read(&context, Some(file)).map_err(usage)?;
         Ok(Self { from, steps, context, ignored })
     }
 }
 
-/// A script is copied in and run. Without a first line of its own it is one for the shell, and ends at its first error.
-fn script_steps(script: &Path, interpreted: bool) -> Vec<Step> {
-    let name = script.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let argv: &[&str] = if interpreted { &[SCRIPT] } else { &["/bin/sh", "-e", SCRIPT] };
-    let copy = Action::Copy {
-        sources: vec![glob::Pattern::escape(&name)],
-        destination: SCRIPT.to_owned(),
-        owner: None,
-        mode: Some(0o755),
+/// A Containerfile's or a script's bytes: a pipe's as well, and never more than there may be.
+fn source(path: &Path) -> Result<Vec<u8>, Failure> {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        File::open(path)?.take(SOURCE_MAX + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > SOURCE_MAX {
+            return Err(io::Error::other(format!("it has more than {SOURCE_MAX} bytes")));
+        }
+        Ok(bytes)
     };
+    read().map_err(|error| Failure::io(ErrorKind::Usage, format!("failed to read `{}`", path.display()), &error))
+}
+
+/// A script is copied in and run. Without a first line of its own it is one for the shell, and ends at its first error.
+fn script_steps(path: &Path, text: Vec<u8>) -> Vec<Step> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let argv: &[&str] = if text.starts_with(b"#!") { &[SCRIPT] } else { &["/bin/sh", "-e", SCRIPT] };
     let run = Action::Run(argv.iter().map(|word| (*word).to_owned()).collect());
-    [(copy, format!("copy {name}")), (run, format!("run {name}"))]
+    [(Action::Script(text), format!("copy {name}")), (run, format!("run {name}"))]
         .into_iter()
         .map(|(action, text)| Step { line: 0, text, action })
         .collect()
@@ -216,6 +217,7 @@ impl Build<'_> {
                 };
                 self.operation(spec, None).await
             }
+            Action::Script(text) => self.unpack(SCRIPT, true, context::pack_script(text).map_err(usage)?).await,
             Action::Copy { sources, destination, owner, mode } => {
                 let sources = sources.iter().map(|source| self.settings.expand(source)).collect::<Result<Vec<_>, _>>();
                 let destination = self.settings.expand(destination).map_err(usage)?;
@@ -276,4 +278,42 @@ impl Build<'_> {
 
 fn usage(error: impl std::error::Error + 'static) -> Failure {
     Failure::io_only(ErrorKind::Usage, &error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_is_what_was_read_whatever_its_name_and_what_is_beside_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (elsewhere, beside) = (directory.path().join("elsewhere"), directory.path().join("beside"));
+        std::fs::create_dir(&beside).unwrap();
+        std::fs::write(&elsewhere, b"#!/bin/sh\n# \xff is no UTF-8\n").unwrap();
+        std::fs::write(beside.join(".dockerignore"), "*\n[\n").unwrap();
+        let script = beside.join("$HOME[1]*.sh");
+        std::os::unix::fs::symlink(&elsewhere, &script).unwrap();
+        let plan = Plan::read(&BuildImageArgs {
+            name: "new".parse().unwrap(),
+            from: Some("base".parse().unwrap()),
+            script: Some(script),
+            file: None,
+            context: None,
+            vcpu: None,
+            memory: None,
+            disk_size: None,
+            net: messages::vm::NetworkMode::Nat,
+        })
+        .unwrap_or_else(|failure| panic!("{failure:?}"));
+        let Action::Script(text) = &plan.steps[0].action else { panic!("{:?}", plan.steps) };
+        assert_eq!(text, b"#!/bin/sh\n# \xff is no UTF-8\n");
+        assert_eq!(plan.steps[1].action, Action::Run(vec![SCRIPT.to_owned()]));
+
+        let mut archive = tar::Archive::new(context::pack_script(text).unwrap());
+        let mut entry = archive.entries().unwrap().next().unwrap().unwrap();
+        assert_eq!(entry.header().mode().unwrap(), 0o755);
+        let mut packed = Vec::new();
+        entry.read_to_end(&mut packed).unwrap();
+        assert_eq!(&packed, text);
+    }
 }
