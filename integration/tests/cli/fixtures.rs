@@ -4,6 +4,7 @@ use ::fixtures::{vm_size, vm_view};
 use integration::fakes::{FakeAgent, FakeDaemon, Step};
 use integration::{CommandOutput, TestEnvironment};
 use messages::ids::{OperationId, VmId};
+use messages::image::{ImageConfig, ImageView};
 use messages::reply::{Reply, VmChange, VmOutcome};
 use messages::request::RequestBody;
 use messages::vm::{NetAllow, SshPublicKey, VmState, VmView};
@@ -18,6 +19,20 @@ pub(crate) fn view(name: &str, state: VmState) -> VmView {
         labels: vec![("team".into(), "blue".into())],
         ssh_host_key: Some(SshPublicKey([7; 32])),
         ..vm_view(VM, name, state)
+    }
+}
+
+pub(crate) fn image(name: &str) -> ImageView {
+    ImageView {
+        name: name.parse().unwrap(),
+        digest: "sha256:aa".into(),
+        size_bytes: 1,
+        disk_bytes: 1,
+        kernel: "k".parse().unwrap(),
+        source: "catalog".into(),
+        created_at_ms: 1,
+        used_by: vec![],
+        config: ImageConfig::default(),
     }
 }
 

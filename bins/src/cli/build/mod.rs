@@ -31,6 +31,8 @@ use settings::Settings;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Where a script lies while it runs: in memory, so it never gets into the image.
 const SCRIPT: &str = "/run/banger-build-script";
@@ -41,6 +43,9 @@ const SOURCE_MAX: u64 = 1 << 20;
 pub(super) async fn run(client: &Client, args: BuildImageArgs) -> Outcome {
     // Everything that can be found wrong without a VM.
     let plan = Plan::read(&args)?;
+    // From here on, and to the end: once tokio has taken the signal over, one that nobody waits for just then is lost.
+    let mut interrupt = signal(SignalKind::interrupt())
+        .map_err(|error| Failure::io(ErrorKind::Host, "failed to set up signals", &error))?;
     if let Some(here) = existing(client, &args.name).await? {
         return Err(Failure::new(ErrorKind::Conflict, format!("an image called `{here}` is here already"))
             .hint(format!("choose another name, or remove it with `banger image delete {here}`")));
@@ -64,7 +69,11 @@ pub(super) async fn run(client: &Client, args: BuildImageArgs) -> Outcome {
         Answer { reply: Reply::Attached { vm, name, .. }, descriptor: Some(socket) } => (vm, name, socket),
         Answer { reply, .. } => return Err(unexpected(&reply)),
     };
-    let built = build(client, args.name, plan, vm).await;
+    let built = tokio::select! {
+        biased;
+        _ = interrupt.recv() => Err(Failure::interrupted("the build")),
+        built = build(client, args.name, plan, vm) => built,
+    };
     // The VM goes with the operation that holds it; this is for the user who looks at once.
     drop(held);
     vm_run::remove(client, vm, &vm_name).await;
@@ -78,8 +87,8 @@ async fn build(client: &Client, name: ImageName, plan: Plan, vm: VmId) -> Result
         client,
         vm,
         settings: Settings::of_base(base_config(client, &plan.from).await?),
-        context: plan.context,
-        ignored: plan.ignored,
+        context: plan.context.into(),
+        ignored: plan.ignored.into(),
     };
     let count = plan.steps.len();
     for (index, step) in plan.steps.iter().enumerate() {
@@ -200,8 +209,8 @@ struct Build<'a> {
     client: &'a Client,
     vm: VmRef,
     settings: Settings,
-    context: PathBuf,
-    ignored: Ignored,
+    context: Arc<Path>,
+    ignored: Arc<Ignored>,
 }
 
 impl Build<'_> {
@@ -219,16 +228,16 @@ impl Build<'_> {
             }
             Action::Script(text) => self.unpack(SCRIPT, true, context::pack_script(text).map_err(usage)?).await,
             Action::Copy { sources, destination, owner, mode } => {
-                let sources = sources.iter().map(|source| self.settings.expand(source)).collect::<Result<Vec<_>, _>>();
-                let destination = self.settings.expand(destination).map_err(usage)?;
-                self.copy(&sources.map_err(usage)?, &destination, Marks { owner: *owner, mode: *mode }).await
+                let sources = sources.iter().map(|source| self.settings.expand(source));
+                let sources = sources.collect::<Result<Vec<_>, _>>().map_err(usage)?;
+                let destination = self.settings.absolute(&self.settings.expand(destination).map_err(usage)?);
+                self.copy(sources, &destination, Marks { owner: *owner, mode: *mode }).await
             }
             Action::Env(text) => self.settings.env(text).map_err(usage),
             Action::Workdir(path) => {
                 let path = self.settings.absolute(&self.settings.expand(path).map_err(usage)?);
                 // An empty archive: what is left of unpacking it is the directory.
-                let empty = context::pack(&self.context, &self.ignored, &[], Marks::default()).map_err(usage)?;
-                self.unpack(&path, false, empty.archive).await?;
+                self.copy(Vec::new(), &path, Marks::default()).await?;
                 self.settings.config.workdir = Some(path);
                 Ok(())
             }
@@ -247,10 +256,13 @@ impl Build<'_> {
         }
     }
 
-    async fn copy(&self, sources: &[String], destination: &str, marks: Marks) -> Result<(), Failure> {
-        let packed = context::pack(&self.context, &self.ignored, sources, marks).map_err(usage)?;
+    async fn copy(&self, sources: Vec<String>, destination: &str, marks: Marks) -> Result<(), Failure> {
+        let (context, ignored) = (Arc::clone(&self.context), Arc::clone(&self.ignored));
+        // In a thread of its own: a large context takes long, and an interrupt is to be heard meanwhile.
+        let packing = tokio::task::spawn_blocking(move || context::pack(&context, &ignored, &sources, marks));
+        let packed = packing.await.map_err(|error| Failure::io_only(ErrorKind::Internal, &error))?.map_err(usage)?;
         let as_file = packed.one_file && !destination.ends_with('/');
-        self.unpack(&self.settings.absolute(destination), as_file, packed.archive).await
+        self.unpack(destination, as_file, packed.archive).await
     }
 
     async fn unpack(&self, at: &str, as_file: bool, archive: File) -> Result<(), Failure> {
