@@ -48,11 +48,11 @@ pub(crate) fn deleted() -> Reply {
 /// A daemon whose every command is played by `play`; it forgets ephemeral VMs when told to.
 pub(crate) fn daemon(
     environment: &TestEnvironment,
-    play: impl Fn(FakeAgent) + Copy + Send + Sync + 'static,
+    play: impl Fn(FakeAgent) + Clone + Send + Sync + 'static,
 ) -> FakeDaemon {
     FakeDaemon::start(&environment.socket(), move |request| match &request.body {
         RequestBody::RunVm { .. } | RequestBody::ExecVm { .. } => {
-            vec![Step::Hand(attached(), FakeAgent::play(play).0)]
+            vec![Step::Hand(attached(), FakeAgent::play(play.clone()).0)]
         }
         RequestBody::DeleteVms { .. } => vec![Step::Reply(deleted())],
         RequestBody::ShowVm { .. } => vec![Step::Reply(Reply::Vm(view("brave-otter", VmState::Failed)))],
@@ -61,7 +61,7 @@ pub(crate) fn daemon(
 }
 
 /// `vm exec` of a command that `play` plays.
-pub(crate) fn exec(play: impl Fn(FakeAgent) + Copy + Send + Sync + 'static) -> CommandOutput {
+pub(crate) fn exec(play: impl Fn(FakeAgent) + Clone + Send + Sync + 'static) -> CommandOutput {
     let environment = TestEnvironment::new();
     let _daemon = daemon(&environment, play);
     environment.banger(["vm", "exec", "brave-otter", "--", "true"])
