@@ -1,14 +1,16 @@
 //! What happens on a terminal only: raw mode and back, its size, keys that reach the guest unchanged.
 
-use crate::fixtures::daemon;
+use crate::fixtures::{attached, daemon, deleted};
 use crate::requests::counting;
 use integration::fakes::agent::Heard;
+use integration::fakes::{FakeAgent, FakeDaemon, Step};
 use integration::terminal::Terminal;
 use integration::{TestEnvironment, until};
 use messages::guest::{ExecCommand, OutputFrame};
 use messages::request::RequestBody;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::sync::{Arc, Barrier};
 
 #[test]
 fn a_shell_has_the_terminal_raw_and_gives_it_back() {
@@ -42,6 +44,38 @@ fn a_shell_has_the_terminal_raw_and_gives_it_back() {
     let size = exec.terminal.unwrap();
     assert_eq!((size.rows, size.columns), (33, 111));
     assert!(exec.env.contains(&("TERM".to_owned(), "vt220".to_owned())));
+}
+
+#[test]
+fn what_is_typed_after_the_end_of_a_shell_is_for_the_next_program() {
+    let environment = TestEnvironment::new();
+    let typed = Arc::new(Barrier::new(2));
+    let waits = Arc::clone(&typed);
+    let fake = FakeDaemon::start(&environment.socket(), move |request| match &request.body {
+        RequestBody::RunVm { .. } => vec![Step::Hand(
+            attached(),
+            FakeAgent::play(|mut agent| {
+                agent.started();
+                agent.exit(0);
+            })
+            .0,
+        )],
+        // Removing a VM takes its time.
+        RequestBody::DeleteVms { .. } => {
+            waits.wait();
+            vec![Step::Reply(deleted())]
+        }
+        other => panic!("{other:?}"),
+    });
+    let mut terminal = Terminal::new(24, 80);
+    let mut child = terminal.start(environment.command("banger").args(["vm", "run", "--rm"]));
+    until("the VM is to be removed", || (fake.requests().len() == 2).then_some(()));
+    terminal.type_text("next\n");
+    // Its echo: the terminal has it, and whoever reads from it would have it by now.
+    terminal.expect("next");
+    typed.wait();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(terminal.unread(), "next\n");
 }
 
 #[test]

@@ -84,7 +84,7 @@ pub(super) fn run(socket: OwnedFd, attachment: Attachment) -> Result<Ending, Fai
         .name("signals".to_owned())
         .spawn(move || handler.run(&signals))
         .map_err(host("failed to start a thread"))?;
-    let credit = Arc::new(stdin::Credit::default());
+    let credit = Arc::new(stdin::Credit::new().map_err(host("failed to set up stdin"))?);
     if attachment.stdin {
         let (credit, sender) = (Arc::clone(&credit), Arc::clone(&sender));
         std::thread::Builder::new()
@@ -93,6 +93,7 @@ pub(super) fn run(socket: OwnedFd, attachment: Attachment) -> Result<Ending, Fai
             .map_err(host("failed to start a thread"))?;
     }
     let ending = receive(socket, &credit);
+    credit.close();
     // The reader learns first of an end that the sender brought about. A command that ended meanwhile has ended.
     let ending = match ending {
         Ending::Exited(_) | Ending::Failed(_) => ending,
@@ -146,7 +147,8 @@ fn receive(socket: UnixStream, credit: &stdin::Credit) -> Ending {
                 Ok(())
             }
             Ok(Some(OutputFrame::StdinClosed)) => {
-                            Ok(())
+                credit.close();
+                Ok(())
             }
             Ok(Some(OutputFrame::Started { .. })) => Ok(()),
             Ok(Some(OutputFrame::Exited(status))) => return Ending::Exited(status),
