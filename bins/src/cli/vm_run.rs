@@ -55,7 +55,8 @@ pub(super) async fn run(client: &Client, args: RunArgs) -> Outcome {
         workdir: args.command.workdir,
         user: args.command.user,
         terminal: shell.then(attach::size_or_default),
-        stdin: !args.detach && (shell || !stdin().is_terminal()),
+        // Without a command, what is typed is what a shell is to do, also where its output goes to a file.
+        stdin: !args.detach && (shell || !stdin().is_terminal() || (no_command && in_foreground())),
         on_disconnect: if args.detach { OnDisconnect::KeepRunning } else { OnDisconnect::Kill },
     };
     let attachment = Attachment { stdin: exec.stdin, terminal: shell };
@@ -106,6 +107,12 @@ pub(super) async fn exec(client: &Client, args: ExecArgs) -> Outcome {
         }
         Either::Left(left) => announce(client, &left, Print::Operation),
     }
+}
+
+/// Whether a read from our terminal gets what is typed, and does not stop us as a shell's background job. Of a terminal that is not
+/// our session's nobody can tell, and it stops nobody.
+fn in_foreground() -> bool {
+    nix::unistd::tcgetpgrp(stdin()).map_or(true, |group| group == nix::unistd::getpgrp())
 }
 
 fn check(args: &RunArgs) -> Result<(), Failure> {

@@ -96,6 +96,30 @@ fn the_terminal_comes_back_after_a_lost_guest() {
 }
 
 #[test]
+fn without_a_command_a_terminal_feeds_the_guest_though_stdout_is_none() {
+    let environment = TestEnvironment::new();
+    let fake = daemon(&environment, |mut agent| {
+        agent.started();
+        agent.say(&OutputFrame::Stderr(b"ready"));
+        let mut typed = Vec::new();
+        agent.read_stdin(|_, bytes| typed.extend_from_slice(bytes));
+        agent.say(&OutputFrame::Stdout(&typed));
+        agent.exit(0);
+    });
+    let mut terminal = Terminal::new(24, 80);
+    let mut command = environment.command("banger");
+    let child = environment.spawn(command.args(["vm", "run"]).stdin(terminal.stream()).stderr(terminal.stream()));
+    terminal.expect("ready");
+    assert!(terminal.echoes(), "lines are edited here");
+    terminal.type_text("uname -a\n\x04");
+    assert_eq!(environment.output(child.wait_with_output().unwrap()).success(), "uname -a\n");
+    let requests = fake.requests();
+    let RequestBody::RunVm { exec, .. } = &requests[0].body else { panic!("{requests:?}") };
+    assert!(exec.stdin && exec.terminal.is_none());
+    assert_eq!(exec.command, ExecCommand::Image { entrypoint: None, command: vec![] });
+}
+
+#[test]
 fn a_new_size_is_told_to_the_guest() {
     let environment = TestEnvironment::new();
     let _daemon = daemon(&environment, |mut agent| {
