@@ -1,5 +1,6 @@
 //! A pseudo-terminal with a program on it, for what only happens on a terminal.
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{Winsize, openpty};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -46,8 +47,30 @@ impl Terminal {
     /// # Panics
     /// Where it cannot be started.
     pub fn start(&self, command: &mut Command) -> Child {
-        let stream = || Stdio::from(self.slave.try_clone().unwrap());
-        command.stdin(stream()).stdout(stream()).stderr(stream()).spawn().unwrap()
+        command.stdin(self.stream()).stdout(self.stream()).stderr(self.stream()).spawn().unwrap()
+    }
+
+    /// The terminal as one stream of a program.
+    ///
+    /// # Panics
+    /// Where there are no descriptors left.
+    #[must_use]
+    pub fn stream(&self) -> Stdio {
+        Stdio::from(self.slave.try_clone().unwrap())
+    }
+
+    /// The line that was typed and that no program has read.
+    ///
+    /// # Panics
+    /// Where there is none in time.
+    #[must_use]
+    pub fn unread(&self) -> String {
+        let mut line = [0; 4096];
+        let count = until("a line that nobody has read", || {
+            let mut fds = [PollFd::new(self.slave.as_fd(), PollFlags::POLLIN)];
+            (poll(&mut fds, PollTimeout::ZERO).unwrap() > 0).then(|| nix::unistd::read(&self.slave, &mut line).unwrap())
+        });
+        String::from_utf8_lossy(&line[..count]).into_owned()
     }
 
     /// Types.
@@ -79,11 +102,8 @@ impl Terminal {
     /// Where `stty` is missing.
     pub fn resize(&self, rows: u16, columns: u16) {
         let size = [rows.to_string(), columns.to_string()];
-        let status = Command::new("stty")
-            .args(["rows", &size[0], "cols", &size[1]])
-            .stdin(Stdio::from(self.slave.try_clone().unwrap()))
-            .status()
-            .unwrap();
+        let status =
+            Command::new("stty").args(["rows", &size[0], "cols", &size[1]]).stdin(self.stream()).status().unwrap();
         assert!(status.success());
     }
 

@@ -18,9 +18,12 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, UNIX_EPOCH};
+use tokio::time::MissedTickBehavior;
 
 /// How often to ask whether a VM that says nothing is still there.
 const ALIVE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a daemon may take to answer that before it is asked again.
+const ALIVE_DEADLINE: Duration = Duration::from_secs(10);
 const CHUNK: usize = 64 << 10;
 
 /// `banger vm logs`.
@@ -86,17 +89,25 @@ async fn follow<F: Future<Output = bool>>(tail: &mut Tail, alive: impl Fn() -> F
     let watch_failed = |error: io::Error| Failure::io(ErrorKind::Host, "failed to watch the log", &error);
     let watch = watch_file(tail.file.as_fd()).and_then(WatchedFd::new).map_err(watch_failed)?;
     let mut interval = tokio::time::interval(ALIVE_INTERVAL);
+    // After a daemon that was slow, not all the questions that were left out.
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let interrupt = tokio::signal::ctrl_c();
     tokio::pin!(interrupt);
     loop {
         tail.copy()?;
+        // A daemon that does not answer holds back neither the log nor the user who has seen enough. What the guest says
+        // meanwhile ends the question, as an answer would: it lives.
+        let gone = async {
+            interval.tick().await;
+            matches!(tokio::time::timeout(ALIVE_DEADLINE, alive()).await, Ok(false))
+        };
         tokio::select! {
             ready = watch.readable() => {
                 drain(watch.get_ref().as_fd());
                 ready.map_err(watch_failed)?.clear_ready();
             }
-            _ = interval.tick() => {
-                if !alive().await {
+            gone = gone => {
+                if gone {
                     return tail.copy();
                 }
             }

@@ -38,7 +38,8 @@ pub(super) async fn run(client: &Client, args: RunArgs) -> Outcome {
     check(&args)?;
     let lifetime = if args.remove { Lifetime::Ephemeral } else { Lifetime::Kept };
     let wait = Some(args.wait.into());
-    if args.detach && args.argv.is_empty() && args.entrypoint.is_none() {
+    let no_command = args.argv.is_empty() && args.entrypoint.is_none();
+    if args.detach && no_command {
         let body = RequestBody::CreateVm { spec: spec(args.spec, RestartPolicy::No, lifetime), start: true, wait };
         return match client.ask(body).await? {
             Reply::Vm(view) => {
@@ -47,14 +48,15 @@ pub(super) async fn run(client: &Client, args: RunArgs) -> Outcome {
             other => Err(unexpected(&other)),
         };
     }
-    let shell = args.argv.is_empty() && args.entrypoint.is_none() && stdin().is_terminal() && stdout().is_terminal();
+    let shell = no_command && stdin().is_terminal() && stdout().is_terminal();
     let exec = ExecSpec {
         command: run_command(args.argv, args.entrypoint, shell),
         env: environment(args.command.env, shell),
         workdir: args.command.workdir,
         user: args.command.user,
         terminal: shell.then(attach::size_or_default),
-        stdin: !args.detach && (shell || !stdin().is_terminal()),
+        // Without a command, what is typed is what a shell is to do, also where its output goes to a file.
+        stdin: !args.detach && (shell || !stdin().is_terminal() || (no_command && in_foreground())),
         on_disconnect: if args.detach { OnDisconnect::KeepRunning } else { OnDisconnect::Kill },
     };
     let attachment = Attachment { stdin: exec.stdin, terminal: shell };
@@ -75,7 +77,7 @@ pub(super) async fn run(client: &Client, args: RunArgs) -> Outcome {
     let ending = attach::run(socket, attachment)?;
     if args.remove && !matches!(ending, Ending::Detached) {
         remove(client, vm, &name).await;
-    } else if matches!(ending, Ending::Exited(_) | Ending::Failed(_) | Ending::HungUp) {
+    } else if matches!(ending, Ending::Exited(_) | Ending::Failed(_) | Ending::HungUp | Ending::Terminated) {
         client.output.remark(&format!(
             "VM {name} keeps running: `banger vm exec -t {name} -- sh` enters it, `banger vm stop {name}` stops it, \
              `banger vm delete --force {name}` deletes it"
@@ -105,6 +107,12 @@ pub(super) async fn exec(client: &Client, args: ExecArgs) -> Outcome {
         }
         Either::Left(left) => announce(client, &left, Print::Operation),
     }
+}
+
+/// Whether a read from our terminal gets what is typed, and does not stop us as a shell's background job. Of a terminal that is not
+/// our session's nobody can tell, and it stops nobody.
+fn in_foreground() -> bool {
+    nix::unistd::tcgetpgrp(stdin()).map_or(true, |group| group == nix::unistd::getpgrp())
 }
 
 fn check(args: &RunArgs) -> Result<(), Failure> {
@@ -209,12 +217,17 @@ fn announce(client: &Client, left: &Left, print: Print) -> Outcome {
 /// Says how the command ended, where its exit code does not.
 async fn conclude(client: &Client, vm: &VmId, name: &VmName, ending: Ending) -> Outcome {
     if let Some(code) = ending.code() {
-        if matches!(ending, Ending::Detached) {
-            // The terminal shows ^C at the start of a line that is not finished.
-            say(&format!(
+        // The terminal shows ^C at the start of a line that is not finished.
+        match ending {
+            Ending::Detached => say(&format!(
                 "\ndetached: the command runs on in VM {name}; `banger vm exec -t {name} -- sh` enters the VM, \
                  `banger vm stop {name}` ends it"
-            ));
+            )),
+            Ending::Abandoned => say(&format!(
+                "\nleft VM {name}, which takes nothing in and so was not told: the command ends when it learns of it; \
+                 `banger vm logs {name}` may say why"
+            )),
+            _ => {}
         }
         return Ok(code);
     }
@@ -227,7 +240,12 @@ async fn conclude(client: &Client, vm: &VmId, name: &VmName, ending: Ending) -> 
             error.chain.extend(state_of(client, vm).await);
             Err(Failure::from(error).hint(format!("`banger vm show {name}` and `banger vm logs {name}` may say why")))
         }
-        Ending::Exited(_) | Ending::Detached | Ending::BrokenPipe | Ending::HungUp => Ok(0),
+        Ending::Exited(_)
+        | Ending::Detached
+        | Ending::Abandoned
+        | Ending::Terminated
+        | Ending::BrokenPipe
+        | Ending::HungUp => Ok(0),
     }
 }
 
@@ -247,7 +265,14 @@ async fn state_of(client: &Client, vm: &VmId) -> Option<String> {
 pub(super) async fn remove(client: &Client, vm: VmId, name: &VmName) {
     let Some(reference) = reference(&vm) else { return };
     let body = RequestBody::DeleteVms { vms: vec![reference], force: Force::Yes, only_ephemeral: true };
-    let problem = match tokio::time::timeout(REMOVE_DEADLINE, client.ask_running(body)).await {
+    let answer = tokio::select! {
+        answer = tokio::time::timeout(REMOVE_DEADLINE, client.ask_running(body)) => answer,
+        _ = tokio::signal::ctrl_c() => {
+            let error = WireError::new(ErrorKind::Cancelled, "nobody waited for it");
+            Ok(Err(error.into()))
+        }
+    };
+    let problem = match answer {
         Ok(Ok(Reply::Outcomes(outcomes))) => outcomes
             .into_iter()
             .find_map(|outcome| outcome.result.err())

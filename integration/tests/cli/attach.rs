@@ -3,7 +3,7 @@
 use crate::fixtures::{daemon, exec};
 use integration::fakes::FakeAgent;
 use integration::fakes::agent::Heard;
-use integration::{TestEnvironment, until};
+use integration::{CommandOutput, TestEnvironment, until};
 use messages::error::{ErrorKind, WireError};
 use messages::guest::{ExitStatus, OutputFrame};
 use messages::limits::STREAM_CHUNK_MAX;
@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::Read;
 use std::process::Child;
+use std::sync::{Arc, Barrier};
 
 fn signal(child: &Child, signal: Signal) {
     kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
@@ -224,6 +225,63 @@ fn a_second_interrupt_within_a_second_detaches() {
     let output = environment.output(child.wait_with_output().unwrap());
     assert_eq!(output.code, 130);
     assert!(output.stderr.contains("detached: the command runs on in VM brave-otter"), "{output:?}");
+}
+
+/// A command that takes no more stdin than its first byte, and whose agent reads nothing at all from then on, until `over`.
+fn stuck(over: Arc<Barrier>) -> impl Fn(FakeAgent) + Clone + Send + Sync + 'static {
+    move |mut agent| {
+        agent.say(&OutputFrame::Started { pid: 1 });
+        // More than the socket takes.
+        agent.say(&OutputFrame::StdinCredit(64 << 20));
+        until("stdin", || matches!(agent.hear(), Heard::Stdin(_)).then_some(()));
+        agent.say(&OutputFrame::Stdout(b"ready\n"));
+        over.wait();
+    }
+}
+
+/// Has `banger` flood a stuck guest with stdin; sends it these signals, and waits until it has ended.
+fn leave_a_stuck_guest(arguments: &[&str], signals: &[Signal]) -> CommandOutput {
+    let environment = TestEnvironment::new();
+    let over = Arc::new(Barrier::new(2));
+    let _daemon = daemon(&environment, stuck(Arc::clone(&over)));
+    let zeros = std::fs::File::open("/dev/zero").unwrap();
+    let mut child = environment.spawn(environment.command("banger").args(arguments).stdin(zeros));
+    let mut ready = [0; 6];
+    child.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+    until("the stdin thread is stuck in a write", || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
+        let waits = |task: std::io::Result<std::fs::DirEntry>| {
+            let path = task.unwrap().path();
+            let read = |file: &str| std::fs::read_to_string(path.join(file)).unwrap_or_default();
+            read("comm") == "stdin\n" && read("stat").contains(") S ")
+        };
+        tasks.into_iter().any(waits).then_some(())
+    });
+    for number in signals {
+        signal(&child, *number);
+        // A second one of its kind that waits with the first would be none.
+        until("the signal is taken", || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+            let waiting = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"));
+            waiting.is_none_or(|mask| mask.trim().bytes().all(|digit| digit == b'0')).then_some(())
+        });
+    }
+    until("the end of a program that may leave", || child.try_wait().unwrap());
+    let output = environment.output(child.wait_with_output().unwrap());
+    over.wait();
+    output
+}
+
+#[test]
+fn a_guest_that_takes_nothing_in_is_left_all_the_same() {
+    let exec = ["vm", "exec", "-i", "x", "--", "sleep"];
+    let output = leave_a_stuck_guest(&exec, &[Signal::SIGINT, Signal::SIGINT]);
+    assert_eq!(output.code, 130, "{output:?}");
+    assert!(output.stderr.contains("was not told"), "nobody knows that the command runs on: {output:?}");
+    let output = leave_a_stuck_guest(&exec, &[Signal::SIGTERM, Signal::SIGTERM]);
+    assert_eq!((output.code, output.stderr.as_str()), (143, ""));
+    let run = ["vm", "run", "--rm", "--", "sleep"];
+    assert_eq!(leave_a_stuck_guest(&run, &[Signal::SIGHUP]).code, 129);
 }
 
 #[test]

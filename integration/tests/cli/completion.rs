@@ -1,9 +1,9 @@
 //! Completion as bash has it: the script that is printed, loaded, and asked as if Tab were pressed.
 
-use crate::fixtures::view;
+use crate::fixtures::{image, view};
 use integration::TestEnvironment;
 use integration::fakes::{FakeDaemon, Step};
-use messages::image::{CatalogEntry, ImageConfig, ImageView};
+use messages::image::CatalogEntry;
 use messages::reply::Reply;
 use messages::request::RequestBody;
 use messages::vm::VmState;
@@ -23,20 +23,6 @@ fn complete(environment: &TestEnvironment, line: &str) -> Vec<String> {
     let output = environment.bash(&script);
     assert_eq!(output.stderr, "", "a prompt is no place to complain");
     output.success().lines().map(|line| line.trim_end().to_owned()).filter(|line| !line.is_empty()).collect()
-}
-
-fn image(name: &str) -> ImageView {
-    ImageView {
-        name: name.parse().unwrap(),
-        digest: "sha256:aa".into(),
-        size_bytes: 1,
-        disk_bytes: 1,
-        kernel: "k".parse().unwrap(),
-        source: "catalog".into(),
-        created_at_ms: 1,
-        used_by: vec![],
-        config: ImageConfig::default(),
-    }
 }
 
 fn entry(name: &str) -> CatalogEntry {

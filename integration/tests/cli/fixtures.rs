@@ -4,6 +4,7 @@ use ::fixtures::{vm_size, vm_view};
 use integration::fakes::{FakeAgent, FakeDaemon, Step};
 use integration::{CommandOutput, TestEnvironment};
 use messages::ids::{OperationId, VmId};
+use messages::image::{ImageConfig, ImageView};
 use messages::reply::{Reply, VmChange, VmOutcome};
 use messages::request::RequestBody;
 use messages::vm::{NetAllow, SshPublicKey, VmState, VmView};
@@ -21,6 +22,20 @@ pub(crate) fn view(name: &str, state: VmState) -> VmView {
     }
 }
 
+pub(crate) fn image(name: &str) -> ImageView {
+    ImageView {
+        name: name.parse().unwrap(),
+        digest: "sha256:aa".into(),
+        size_bytes: 1,
+        disk_bytes: 1,
+        kernel: "k".parse().unwrap(),
+        source: "catalog".into(),
+        created_at_ms: 1,
+        used_by: vec![],
+        config: ImageConfig::default(),
+    }
+}
+
 pub(crate) fn attached() -> Reply {
     Reply::Attached { vm: VM, name: "brave-otter".parse().unwrap(), operation: OperationId([9; 8]), size: vm_size() }
 }
@@ -33,11 +48,11 @@ pub(crate) fn deleted() -> Reply {
 /// A daemon whose every command is played by `play`; it forgets ephemeral VMs when told to.
 pub(crate) fn daemon(
     environment: &TestEnvironment,
-    play: impl Fn(FakeAgent) + Copy + Send + Sync + 'static,
+    play: impl Fn(FakeAgent) + Clone + Send + Sync + 'static,
 ) -> FakeDaemon {
     FakeDaemon::start(&environment.socket(), move |request| match &request.body {
         RequestBody::RunVm { .. } | RequestBody::ExecVm { .. } => {
-            vec![Step::Hand(attached(), FakeAgent::play(play).0)]
+            vec![Step::Hand(attached(), FakeAgent::play(play.clone()).0)]
         }
         RequestBody::DeleteVms { .. } => vec![Step::Reply(deleted())],
         RequestBody::ShowVm { .. } => vec![Step::Reply(Reply::Vm(view("brave-otter", VmState::Failed)))],
@@ -46,7 +61,7 @@ pub(crate) fn daemon(
 }
 
 /// `vm exec` of a command that `play` plays.
-pub(crate) fn exec(play: impl Fn(FakeAgent) + Copy + Send + Sync + 'static) -> CommandOutput {
+pub(crate) fn exec(play: impl Fn(FakeAgent) + Clone + Send + Sync + 'static) -> CommandOutput {
     let environment = TestEnvironment::new();
     let _daemon = daemon(&environment, play);
     environment.banger(["vm", "exec", "brave-otter", "--", "true"])

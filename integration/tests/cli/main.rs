@@ -6,6 +6,7 @@ mod attach;
 mod completion;
 mod fixtures;
 mod help;
+mod interrupts;
 mod requests;
 mod terminal;
 mod usage;

@@ -1,14 +1,16 @@
 //! What happens on a terminal only: raw mode and back, its size, keys that reach the guest unchanged.
 
-use crate::fixtures::daemon;
+use crate::fixtures::{attached, daemon, deleted};
 use crate::requests::counting;
 use integration::fakes::agent::Heard;
+use integration::fakes::{FakeAgent, FakeDaemon, Step};
 use integration::terminal::Terminal;
 use integration::{TestEnvironment, until};
 use messages::guest::{ExecCommand, OutputFrame};
 use messages::request::RequestBody;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::sync::{Arc, Barrier};
 
 #[test]
 fn a_shell_has_the_terminal_raw_and_gives_it_back() {
@@ -45,6 +47,38 @@ fn a_shell_has_the_terminal_raw_and_gives_it_back() {
 }
 
 #[test]
+fn what_is_typed_after_the_end_of_a_shell_is_for_the_next_program() {
+    let environment = TestEnvironment::new();
+    let typed = Arc::new(Barrier::new(2));
+    let waits = Arc::clone(&typed);
+    let fake = FakeDaemon::start(&environment.socket(), move |request| match &request.body {
+        RequestBody::RunVm { .. } => vec![Step::Hand(
+            attached(),
+            FakeAgent::play(|mut agent| {
+                agent.started();
+                agent.exit(0);
+            })
+            .0,
+        )],
+        // Removing a VM takes its time.
+        RequestBody::DeleteVms { .. } => {
+            waits.wait();
+            vec![Step::Reply(deleted())]
+        }
+        other => panic!("{other:?}"),
+    });
+    let mut terminal = Terminal::new(24, 80);
+    let mut child = terminal.start(environment.command("banger").args(["vm", "run", "--rm"]));
+    until("the VM is to be removed", || (fake.requests().len() == 2).then_some(()));
+    terminal.type_text("next\n");
+    // Its echo: the terminal has it, and whoever reads from it would have it by now.
+    terminal.expect("next");
+    typed.wait();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(terminal.unread(), "next\n");
+}
+
+#[test]
 fn the_terminal_comes_back_after_a_lost_guest() {
     let environment = TestEnvironment::new();
     let _daemon = daemon(&environment, |mut agent| {
@@ -59,6 +93,30 @@ fn the_terminal_comes_back_after_a_lost_guest() {
     terminal.type_text("x");
     assert_eq!(child.wait().unwrap().code(), Some(211));
     assert!(terminal.echoes());
+}
+
+#[test]
+fn without_a_command_a_terminal_feeds_the_guest_though_stdout_is_none() {
+    let environment = TestEnvironment::new();
+    let fake = daemon(&environment, |mut agent| {
+        agent.started();
+        agent.say(&OutputFrame::Stderr(b"ready"));
+        let mut typed = Vec::new();
+        agent.read_stdin(|_, bytes| typed.extend_from_slice(bytes));
+        agent.say(&OutputFrame::Stdout(&typed));
+        agent.exit(0);
+    });
+    let mut terminal = Terminal::new(24, 80);
+    let mut command = environment.command("banger");
+    let child = environment.spawn(command.args(["vm", "run"]).stdin(terminal.stream()).stderr(terminal.stream()));
+    terminal.expect("ready");
+    assert!(terminal.echoes(), "lines are edited here");
+    terminal.type_text("uname -a\n\x04");
+    assert_eq!(environment.output(child.wait_with_output().unwrap()).success(), "uname -a\n");
+    let requests = fake.requests();
+    let RequestBody::RunVm { exec, .. } = &requests[0].body else { panic!("{requests:?}") };
+    assert!(exec.stdin && exec.terminal.is_none());
+    assert_eq!(exec.command, ExecCommand::Image { entrypoint: None, command: vec![] });
 }
 
 #[test]

@@ -109,7 +109,10 @@ fn a_build_that_fails_says_where_and_leaves_nothing() {
     fs::write(&script, "echo made > made\nfalse\necho never > made\n").unwrap();
     let script = script.to_str().unwrap();
     let arguments = ["image", "build", "--name", "never", "--net", "none", "--from", "test", "--script", script];
-    environment.banger(arguments).failure(206);
+    // What lies beside a script is no context.
+    fs::write(environment.path(".dockerignore"), "*").unwrap();
+    let failed = environment.banger(arguments).failure(206);
+    assert!(failed.contains("step 2 of 2: run script"), "{failed}");
     assert_eq!(images(&environment), ["test"]);
     assert_eq!(environment.vms(), Vec::<String>::new());
     environment.finish();

@@ -1,10 +1,10 @@
 //! A command in a guest, seen from here: the socket that came with the reply, our three streams, our signals, our terminal.
 //!
 //! ```text
-//!   stdin ──▶ stdin thread ──┐
-//!   signals ▶ signal thread ─┼─▶ sender ──▶ socket ──▶ banger-agent
-//!                            │
-//!   stdout, stderr ◀── this thread ◀─────── socket ◀── banger-agent
+//!   stdin ──▶ stdin thread ───────────────┐
+//!   signals ▶ signal thread ▶ its forwarder ┴─▶ sender ──▶ socket ──▶ banger-agent
+//!
+//!   stdout, stderr ◀── this thread ◀──────────────────── socket ◀── banger-agent
 //! ```
 //!
 //! Plain threads and blocking calls: nothing here is waited for by anyone else, our stdin and stdout may be shared with other
@@ -48,6 +48,10 @@ pub(super) enum Ending {
     Failed(WireError),
     /// The user left with a second Ctrl-C; the command runs on.
     Detached,
+    /// The same, and the guest could not be told: the command ends with the connection.
+    Abandoned,
+    /// A second SIGTERM: the command ends with the connection.
+    Terminated,
     /// Nobody reads our stdout or stderr any more.
     BrokenPipe,
     /// Our stdout or stderr refuses, as a full disk does: the command is ended with the connection.
@@ -74,12 +78,13 @@ pub(super) fn run(socket: OwnedFd, attachment: Attachment) -> Result<Ending, Fai
     let signals = signals::block().map_err(|errno| host("failed to block signals")(errno.into()))?;
     let raw =
         if attachment.terminal { RawTerminal::enter().map_err(host("failed to set up the terminal"))? } else { None };
-    let handler = signals::Handler { sender: Arc::clone(&sender), raw: raw.is_some(), terminal: attachment.terminal };
+    let handler = signals::Handler::new(Arc::clone(&sender), raw.is_some(), attachment.terminal)
+        .map_err(host("failed to start a thread"))?;
     std::thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || handler.run(&signals))
         .map_err(host("failed to start a thread"))?;
-    let credit = Arc::new(stdin::Credit::default());
+    let credit = Arc::new(stdin::Credit::new().map_err(host("failed to set up stdin"))?);
     if attachment.stdin {
         let (credit, sender) = (Arc::clone(&credit), Arc::clone(&sender));
         std::thread::Builder::new()
@@ -88,9 +93,15 @@ pub(super) fn run(socket: OwnedFd, attachment: Attachment) -> Result<Ending, Fai
             .map_err(host("failed to start a thread"))?;
     }
     let ending = receive(socket, &credit);
-    // The reader learns first of an end that the sender brought about.
-    let ending = sender.left().unwrap_or(ending);
+    credit.close();
+    // The reader learns first of an end that the sender brought about. A command that ended meanwhile has ended.
+    let ending = match ending {
+        Ending::Exited(_) | Ending::Failed(_) => ending,
+        ending => sender.left().unwrap_or(ending),
+    };
     drop(raw);
+    // What comes after the command is no more than any program does, and ends as easily.
+    signals::unblock(&signals);
     Ok(ending)
 }
 
@@ -105,7 +116,8 @@ pub(super) fn start_and_leave(socket: OwnedFd, deadline: Duration) -> Result<u32
     loop {
         match frames.next() {
             Ok(Some(OutputFrame::Started { pid })) => {
-                sender.detach();
+                // A courtesy: a command that was asked for in this way runs on in any case.
+                let _told: bool = sender.detach();
                 return Ok(pid);
             }
             Ok(Some(OutputFrame::Failed(error))) => return Err(Failure::NotRun(Box::new(error))),
@@ -179,7 +191,9 @@ impl Ending {
     pub(super) fn code(&self) -> Option<u8> {
         match self {
             Self::Exited(status) => Some(status.shell_code()),
-            Self::Detached => Some(super::failure::INTERRUPTED),
+            Self::Detached | Self::Abandoned => Some(super::failure::INTERRUPTED),
+            // 128 + SIGTERM.
+            Self::Terminated => Some(143),
             Self::BrokenPipe => Some(BROKEN_PIPE),
             // 128 + SIGHUP.
             Self::HungUp => Some(129),

@@ -4,8 +4,11 @@ use super::Ending;
 use messages::frame::{self, HEADER_LEN};
 use messages::guest::{OperationFrame, TerminalSize};
 use messages::limits::GUEST_FRAME_MAX;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::Write;
 use std::net::Shutdown;
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
@@ -18,7 +21,11 @@ pub(super) const CHUNK_HEAD: usize = HEADER_LEN + 1 + 3;
 /// Why we left before the command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Leave {
+    /// With a second Ctrl-C: the command is to run on.
     Detached,
+    /// With a second SIGTERM: the command ends with the connection.
+    Terminated,
+    /// Some time after our terminal went away: the same.
     HungUp,
 }
 
@@ -28,14 +35,17 @@ pub(super) struct Sender {
     socket: Mutex<UnixStream>,
     /// A second handle, to close the socket while another thread is stuck in a write.
     closer: Option<UnixStream>,
-    left: Mutex<Option<Leave>>,
+    /// Why we left, and whether the guest could be told.
+    left: Mutex<Option<(Leave, bool)>>,
+    /// How long the guest may take to close its side once it has been told.
+    grace: Duration,
 }
 
 impl Sender {
     /// The writing half of `socket`.
     pub(super) fn new(socket: UnixStream) -> Self {
         let closer = socket.try_clone().ok();
-        Self { socket: Mutex::new(socket), closer, left: Mutex::new(None) }
+        Self { socket: Mutex::new(socket), closer, left: Mutex::new(None), grace: LEAVE_DEADLINE }
     }
 
     /// Sends a frame. False where the guest is gone, which the reader finds out for itself.
@@ -54,21 +64,18 @@ impl Sender {
         self.send(&OperationFrame::Resize(size))
     }
 
-    /// Leaves on purpose: the command runs on.
-    pub(super) fn detach(&self) {
+    /// Leaves on purpose: the command runs on. False where the guest could not be told, and ends it when it learns.
+    pub(super) fn detach(&self) -> bool {
         let began = Instant::now();
         loop {
             match self.socket.try_lock() {
                 Ok(mut socket) => {
                     let frame = frame::encode(&OperationFrame::Detach, GUEST_FRAME_MAX).unwrap_or_default();
-                    // Without this frame the guest ends the command, and the user has been told otherwise: but there is
-                    // nothing more to be done about a guest that does not read.
                     socket.set_write_timeout(Some(LEAVE_DEADLINE)).ok();
-                    socket.write_all(&frame).ok();
-                    return;
+                    return socket.write_all(&frame).is_ok();
                 }
-                Err(TryLockError::Poisoned(_)) => return,
-                Err(TryLockError::WouldBlock) if began.elapsed() > LEAVE_DEADLINE => return,
+                Err(TryLockError::Poisoned(_)) => return false,
+                Err(TryLockError::WouldBlock) if began.elapsed() > LEAVE_DEADLINE => return false,
                 Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(5)),
             }
         }
@@ -76,25 +83,48 @@ impl Sender {
 
     /// Ends the conversation from our side; the reader then asks [`Sender::left`] why.
     pub(super) fn leave(&self, why: Leave) {
-        *self.left.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
-        if why == Leave::Detached {
-            self.detach();
-        }
+        let told = {
+            // Held meanwhile: a reader that learns of the end is told no reason before there is one.
+            let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+            let told = why == Leave::Detached && self.detach();
+            *left = Some((why, told));
+            told
+        };
         if let Some(closer) = &self.closer {
+            if told {
+                // Closed at once, what the command writes just now would break the connection before that word is through.
+                // The reader goes on until the guest closes, or until this has taken too long.
+                closer.shutdown(Shutdown::Write).ok();
+                wait_for_hangup(closer, self.grace);
+            }
             closer.shutdown(Shutdown::Both).ok();
         }
     }
 
     /// Why the conversation was ended from our side, if it was.
     pub(super) fn left(&self) -> Option<Ending> {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner).map(|why| match why {
-            Leave::Detached => Ending::Detached,
-            Leave::HungUp => Ending::HungUp,
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).map(|left| match left {
+            (Leave::Detached, true) => Ending::Detached,
+            (Leave::Detached, false) => Ending::Abandoned,
+            (Leave::Terminated, _) => Ending::Terminated,
+            (Leave::HungUp, _) => Ending::HungUp,
         })
     }
 
     fn lock(&self) -> MutexGuard<'_, UnixStream> {
         self.socket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Waits until both directions are closed.
+fn wait_for_hangup(socket: &UnixStream, most: Duration) {
+    let began = Instant::now();
+    // Asks for nothing: a hang-up is told in any case.
+    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+    while let Some(left) = most.checked_sub(began.elapsed()) {
+        if poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) != Err(Errno::EINTR) {
+            return;
+        }
     }
 }
 
@@ -124,6 +154,34 @@ fn chunk_head(buffer: &mut [u8], length: usize) -> usize {
 mod tests {
     use super::*;
     use messages::limits::STREAM_CHUNK_MAX;
+    use std::io::Read as _;
+
+    #[test]
+    fn who_detaches_listens_until_the_guest_has_closed() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut sender = Sender::new(ours);
+        sender.grace = Duration::from_secs(600);
+        std::thread::scope(|scope| {
+            scope.spawn(|| sender.leave(Leave::Detached));
+            let mut heard = Vec::new();
+            theirs.read_to_end(&mut heard).unwrap();
+            assert_eq!(heard, frame::encode(&OperationFrame::Detach, GUEST_FRAME_MAX).unwrap());
+            // A relay that could not write this would have no reason to bring what was said before.
+            theirs.write_all(b"what the command says meanwhile").unwrap();
+            drop(theirs);
+        });
+        assert!(matches!(sender.left(), Some(Ending::Detached)));
+    }
+
+    #[test]
+    fn a_guest_that_could_not_be_told_is_not_said_to_be() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let sender = Sender::new(ours);
+        let stuck = sender.lock();
+        sender.leave(Leave::Detached);
+        drop((stuck, theirs));
+        assert!(matches!(sender.left(), Some(Ending::Abandoned)));
+    }
 
     #[test]
     fn a_chunk_written_in_place_is_the_frame_that_postcard_makes() {

@@ -1,4 +1,5 @@
-//! Feeds our stdin to the command, as far as the guest has granted credit.
+//! Feeds our stdin to the command, as far as the guest has granted credit and for as long as somebody wants it: what is typed
+//! after the command's end is for whoever reads next.
 
 use super::sender::{CHUNK_HEAD, Sender};
 use messages::guest::OperationFrame;
@@ -6,14 +7,18 @@ use messages::limits::STREAM_CHUNK_MAX;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 /// How many bytes may be sent. A guest that grants too much only fills its own memory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Credit {
     state: Mutex<CreditState>,
     changed: Condvar,
+    /// Readable once it is closed.
+    closed: EventFd,
 }
 
 #[derive(Debug, Default)]
@@ -23,6 +28,12 @@ struct CreditState {
 }
 
 impl Credit {
+    /// None yet.
+    pub(super) fn new() -> io::Result<Self> {
+        let closed = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC)?;
+        Ok(Self { state: Mutex::default(), changed: Condvar::new(), closed })
+    }
+
     /// Adds what the guest granted.
     pub(super) fn grant(&self, bytes: u32) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -30,10 +41,25 @@ impl Credit {
         self.changed.notify_one();
     }
 
-    /// The command reads no more.
+    /// The command reads no more, or has ended. No byte of stdin is read from now on.
     pub(super) fn close(&self) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
         self.changed.notify_one();
+        // A counter that is full is readable as well.
+        self.closed.write(1).ok();
+    }
+
+    /// Waits until there is something to read; false once nobody wants it.
+    fn wait_for(&self, stream: BorrowedFd<'_>) -> bool {
+        let mut fds = [PollFd::new(stream, PollFlags::POLLIN), PollFd::new(self.closed.as_fd(), PollFlags::POLLIN)];
+        loop {
+            match poll(&mut fds, PollTimeout::NONE) {
+                // Whatever else there may be to say of the stream, the read says it.
+                Ok(_) => return fds[1].revents().is_some_and(|events| events.is_empty()),
+                Err(Errno::EINTR) => {}
+                Err(_) => return true,
+            }
+        }
     }
 
     /// Waits for credit; `None` once the command reads no more.
@@ -61,7 +87,12 @@ pub(super) fn pump(credit: &Credit, sender: &Sender) {
     let mut buffer = vec![0; CHUNK_HEAD + STREAM_CHUNK_MAX];
     while let Some(available) = credit.available() {
         let room = available.min(STREAM_CHUNK_MAX);
-        match read(stdin, &mut buffer[CHUNK_HEAD..][..room]) {
+        if !credit.wait_for(stdin) {
+            return;
+        }
+        match nix::unistd::read(stdin, &mut buffer[CHUNK_HEAD..][..room]) {
+            // EAGAIN: another program has made it non-blocking, and was faster.
+            Err(Errno::EINTR | Errno::EAGAIN) => {}
             // An error is an end: what there was has been sent.
             Ok(0) | Err(_) => {
                 sender.send(&OperationFrame::StdinEnd);
@@ -77,30 +108,13 @@ pub(super) fn pump(credit: &Credit, sender: &Sender) {
     }
 }
 
-/// Reads from a stream that another program may have made non-blocking.
-fn read(stream: BorrowedFd<'_>, target: &mut [u8]) -> Result<usize, Errno> {
-    loop {
-        match nix::unistd::read(stream, target) {
-            Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) => {
-                let mut fds = [PollFd::new(stream, PollFlags::POLLIN)];
-                match poll(&mut fds, PollTimeout::NONE) {
-                    Ok(_) | Err(Errno::EINTR) => {}
-                    Err(errno) => return Err(errno),
-                }
-            }
-            result => return result,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn credit_is_spent_granted_and_closed() {
-        let credit = Credit::default();
+        let credit = Credit::new().unwrap();
         credit.grant(10);
         credit.grant(u32::MAX);
         assert_eq!(credit.available(), Some(10 + u32::MAX as usize));
@@ -108,5 +122,21 @@ mod tests {
         assert_eq!(credit.available(), Some(5 + u32::MAX as usize));
         credit.close();
         assert_eq!(credit.available(), None);
+    }
+
+    #[test]
+    fn what_comes_after_the_end_is_not_waited_for_or_taken() {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let credit = Credit::new().unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| credit.wait_for(reader.as_fd()));
+            credit.close();
+            assert!(!waiting.join().unwrap());
+        });
+        nix::unistd::write(&writer, b"next").unwrap();
+        assert!(!credit.wait_for(reader.as_fd()));
+        drop(writer);
+        let credit = Credit::new().unwrap();
+        assert!(credit.wait_for(reader.as_fd()), "an end is something to read");
     }
 }

@@ -25,7 +25,14 @@ pub(super) struct Step {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Action {
     Run(Vec<String>),
-    Copy { sources: Vec<String>, destination: String, owner: Option<(u64, u64)>, mode: Option<u32> },
+    /// No instruction: `image build --script`.
+    Script(Vec<u8>),
+    Copy {
+        sources: Vec<String>,
+        destination: String,
+        owner: Option<(u64, u64)>,
+        mode: Option<u32>,
+    },
     Env(String),
     Workdir(String),
     User(String),
@@ -53,11 +60,16 @@ pub(super) enum RecipeError {
 /// Reads `text`.
 pub(super) fn parse(text: &str) -> Result<Recipe, RecipeError> {
     let file = parse_dockerfile::parse(text).map_err(|error| RecipeError::Syntax(error.to_string()))?;
+    let line_of = |at: usize| text.get(..at).unwrap_or(text).matches('\n').count() + 1;
+    if let Some(escape) = file.parser_directives.escape.as_ref().filter(|escape| escape.value.value != '\\') {
+        let problem = "`# escape` with another character than a backslash is not supported".to_owned();
+        return Err(RecipeError::Line { line: line_of(escape.span().start), problem });
+    }
     let mut from = None;
     let mut steps = Vec::new();
     for instruction in &file.instructions {
         let (at, name) = place(instruction);
-        let line = text.get(..at).unwrap_or(text).matches('\n').count() + 1;
+        let line = line_of(at);
         let problem = |problem: String| RecipeError::Line { line, problem };
         let shown = shown(text, at);
         if let Instruction::From(instruction) = instruction {
@@ -120,7 +132,7 @@ impl Step {
             Action::Copy { sources, destination, .. } => {
                 sources.iter().chain([destination]).try_for_each(|text| expand(text, &none).map(drop))
             }
-            Action::Run(_) | Action::Cmd(_) | Action::Entrypoint(_) => Ok(()),
+            Action::Run(_) | Action::Script(_) | Action::Cmd(_) | Action::Entrypoint(_) => Ok(()),
         };
         checked.map_err(|source| RecipeError::Words { line: self.line, source })
     }
@@ -179,16 +191,35 @@ fn shown(text: &str, at: usize) -> String {
     }
 }
 
-/// A list as it is; a line for a shell. Comments between continued lines are Docker's, not the shell's.
+/// A list as it is; a line for a shell.
 fn argv(command: &Command<'_>) -> Result<Vec<String>, String> {
     match command {
         Command::Exec(words) => Ok(words.value.iter().map(|word| word.value.to_string()).collect()),
-        Command::Shell(text) => {
-            let lines: Vec<&str> = text.value.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
-            Ok(vec!["/bin/sh".to_owned(), "-c".to_owned(), lines.join("\n")])
-        }
+        Command::Shell(text) => Ok(vec!["/bin/sh".to_owned(), "-c".to_owned(), joined(text.value)?]),
         _ => Err("a command of this form is not supported".to_owned()),
     }
+}
+
+/// Continued lines as one, as Docker hands them to the shell: comments and blank lines in between are no part of it, nor are the
+/// backslash and the blanks that may be behind it. Left to the shell, a blank line would end the command.
+fn joined(text: &str) -> Result<String, String> {
+    let mut whole = String::new();
+    let mut lines = text.lines().enumerate().peekable();
+    while let Some((index, line)) = lines.next() {
+        let is_blank = line.trim().is_empty();
+        if index > 0 && (is_blank || line.trim_start().starts_with('#')) {
+            continue;
+        }
+        match line.trim_end_matches([' ', '\t', '\r']).strip_suffix('\\') {
+            // Here Docker ends the instruction and the parser goes on: one of them would run what was not meant.
+            Some(continued) if continued.ends_with('\\') && lines.peek().is_some() => {
+                return Err("a line that ends with two backslashes is not supported".to_owned());
+            }
+            Some(continued) if !continued.ends_with('\\') => whole.push_str(continued),
+            _ => whole.push_str(line),
+        }
+    }
+    Ok(whole)
 }
 
 fn no_flags(flags: &[Flag<'_>], name: &str) -> Result<(), String> {
@@ -243,7 +274,7 @@ mod tests {
         .unwrap();
         assert_eq!(recipe.from, "debian-bookworm");
         let actions: Vec<&Action> = recipe.steps.iter().map(|step| &step.action).collect();
-        assert_eq!(actions[0], &sh("apt-get update && \\\n    apt-get install -y jq"));
+        assert_eq!(actions[0], &sh("apt-get update &&     apt-get install -y jq"));
         assert_eq!(actions[1], &Action::Run(vec!["echo".into(), "a b".into()]));
         let copy = Action::Copy {
             sources: vec!["a".into(), "b".into()],
@@ -256,6 +287,26 @@ mod tests {
         assert_eq!(actions[7], &Action::Cmd(vec!["/bin/sh".into(), "-c".into(), "serve --all".into()]));
         assert_eq!((recipe.steps[0].line, recipe.steps[0].text.as_str()), (3, "RUN apt-get update && …"));
         assert_eq!(recipe.steps[2].line, 7);
+    }
+
+    /// Expected is what Docker's parser gives (buildkit, frontend/dockerfile/parser).
+    #[test]
+    fn continued_lines_are_one_command_whatever_is_between_them() {
+        for (text, expected) in [
+            ("apt-get install -y \\\n\n    jq", "apt-get install -y     jq"),
+            ("apt-get install -y \\\n \t \n# why\n\n    jq", "apt-get install -y     jq"),
+            ("echo a \\ \t\n  b", "echo a   b"),
+            ("echo a \\\r\n\r\n  b\r", "echo a   b"),
+            ("echo 'a\\\nb'", "echo 'ab'"),
+            ("\\\n  # why\n  echo a", "echo a"),
+            ("echo a \\\n\n", "echo a "),
+            ("echo a\\\\", "echo a\\\\"),
+            ("echo a\\\\b # c", "echo a\\\\b # c"),
+        ] {
+            let recipe = parse(&format!("FROM a\nRUN {text}\n")).unwrap();
+            assert_eq!(recipe.steps.len(), 1, "{text:?}");
+            assert_eq!(recipe.steps[0].action, sh(expected), "{text:?}");
+        }
     }
 
     #[test]
@@ -272,6 +323,8 @@ mod tests {
             ("ARG A=1\nFROM a\n", "line 1: ARG is not supported"),
             ("FROM $A\n", "FROM takes no variables"),
             ("# nothing\n", "FROM"),
+            ("# syntax=x\n# escape=`\nFROM a\nRUN a `\n b\n", "line 2: `# escape` with another character"),
+            ("FROM a\nRUN echo a\\\\\nRUN b\n", "line 2: a line that ends with two backslashes"),
         ];
         for (text, expected) in cases {
             let error = parse(text).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! Packs what COPY names into a tar archive. Nothing outside of the context directory is read, and nothing of what is to be left out.
+//! Packs what COPY names, or a script, into a tar archive. Nothing outside of the context directory is read, and nothing of what is to be left out.
 
 use super::ignored::Ignored;
 use glob::MatchOptions;
@@ -52,32 +52,59 @@ pub(super) fn pack(
     marks: Marks,
 ) -> Result<Packed, ContextError> {
     let archive = tempfile::tempfile().map_err(ContextError::Pack)?;
-    let mut packer = Packer { builder: tar::Builder::new(archive), marks, directory, ignored };
+    let root = real(directory)?;
+    let mut packer = Packer { builder: tar::Builder::new(archive), marks, directory: &root, ignored };
     packer.builder.follow_symlinks(false);
     let mut files = 0;
     let mut directories = 0;
     for source in sources {
-        let mut found = matches(directory, source)?;
-        found.retain(|path| !packer.is_left_out(path));
-        if found.is_empty() {
-            return Err(ContextError::LeftOut(source.clone()));
-        }
-        for path in found {
-            // One that is named itself is followed, as Docker does; links below a directory stay links.
-            let metadata = inside(directory, &path, source)?;
+        let mut found = 0;
+        for path in matches(&root, source)? {
+            if packer.is_left_out(&path) {
+                continue;
+            }
+            // One that is named itself is followed, as Docker does; links below a directory stay links. The rules are about
+            // what is there as much as about the link to it.
+            let target = real(&path)?;
+            if !target.starts_with(&root) {
+                return Err(ContextError::Outside(source.clone()));
+            }
+            if packer.is_left_out(&target) {
+                continue;
+            }
+            found += 1;
+            let metadata =
+                fs::metadata(&target).map_err(|source| ContextError::Read { path: target.clone(), source })?;
             if metadata.is_dir() {
                 directories += 1;
-                packer.contents(&path, Path::new(""))?;
+                packer.contents(&target, Path::new(""))?;
             } else {
                 files += 1;
                 let name = path.file_name().map(PathBuf::from).unwrap_or_default();
-                packer.file(&path, &name, &metadata)?;
+                packer.file(&target, &name, &metadata)?;
             }
         }
+        if found == 0 {
+            return Err(ContextError::LeftOut(source.clone()));
+        }
     }
-    let mut archive = packer.builder.into_inner().map_err(ContextError::Pack)?;
+    Ok(Packed { archive: finished(packer.builder)?, one_file: files == 1 && directories == 0 })
+}
+
+/// Packs a script that has been read. It is no part of a context: no rule leaves it out, and its name means nothing.
+pub(super) fn pack_script(text: &[u8]) -> Result<File, ContextError> {
+    let mut builder = tar::Builder::new(tempfile::tempfile().map_err(ContextError::Pack)?);
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o755);
+    header.set_size(text.len() as u64);
+    builder.append_data(&mut header, "script", text).map_err(ContextError::Pack)?;
+    finished(builder)
+}
+
+fn finished(builder: tar::Builder<File>) -> Result<File, ContextError> {
+    let mut archive = builder.into_inner().map_err(ContextError::Pack)?;
     archive.flush().and_then(|()| io::Seek::rewind(&mut archive)).map_err(ContextError::Pack)?;
-    Ok(Packed { archive, one_file: files == 1 && directories == 0 })
+    Ok(archive)
 }
 
 fn matches(directory: &Path, source: &str) -> Result<Vec<PathBuf>, ContextError> {
@@ -98,22 +125,15 @@ fn matches(directory: &Path, source: &str) -> Result<Vec<PathBuf>, ContextError>
     if found.is_empty() { Err(ContextError::Missing(source.to_owned())) } else { Ok(found) }
 }
 
-/// What is at the path, links followed, and not to a place outside.
-fn inside(directory: &Path, path: &Path, source: &str) -> Result<Metadata, ContextError> {
-    let read = |path: &Path| {
-        let path = path.to_owned();
-        move |source| ContextError::Read { path, source }
-    };
-    let (real, root) = (path.canonicalize().map_err(read(path))?, directory.canonicalize().map_err(read(directory))?);
-    if !real.starts_with(root) {
-        return Err(ContextError::Outside(source.to_owned()));
-    }
-    fs::metadata(path).map_err(read(path))
+/// The path without links in it.
+fn real(path: &Path) -> Result<PathBuf, ContextError> {
+    path.canonicalize().map_err(|source| ContextError::Read { path: path.to_owned(), source })
 }
 
 struct Packer<'a> {
     builder: tar::Builder<File>,
     marks: Marks,
+    /// The context, without links in its path.
     directory: &'a Path,
     ignored: &'a Ignored,
 }
@@ -219,6 +239,27 @@ mod tests {
         assert!(matches!(packed(context.path(), &["two.txt"]), Err(ContextError::LeftOut(_))));
         fs::write(context.path().join(".dockerignore"), "*\n!one.txt\n").unwrap();
         assert_eq!(names(packed(context.path(), &["."]).unwrap()), ["one.txt"]);
+    }
+
+    #[test]
+    fn no_link_leads_to_what_is_ignored() {
+        let context = context();
+        let link = |target: &str, name: &str| std::os::unix::fs::symlink(target, context.path().join(name)).unwrap();
+        link("two.txt", "link.txt");
+        link("src", "sources");
+        fs::write(context.path().join(".dockerignore"), "two.txt\nsrc/deep\n").unwrap();
+        assert!(matches!(packed(context.path(), &["link.txt"]), Err(ContextError::LeftOut(_))));
+        assert_eq!(names(packed(context.path(), &["*.txt"]).unwrap()), ["one.txt"]);
+        assert_eq!(names(packed(context.path(), &["sources"]).unwrap()), ["link", "main.c"]);
+        assert!(matches!(packed(context.path(), &["sources/deep/x"]), Err(ContextError::LeftOut(_))));
+        // The context itself may be a link.
+        let other = tempfile::tempdir().unwrap();
+        let other = other.path().join("context");
+        std::os::unix::fs::symlink(context.path(), &other).unwrap();
+        assert!(matches!(packed(&other, &["link.txt"]), Err(ContextError::LeftOut(_))));
+        fs::write(context.path().join(".dockerignore"), "link.txt\n").unwrap();
+        assert!(matches!(packed(&other, &["link.txt"]), Err(ContextError::LeftOut(_))));
+        assert_eq!(names(packed(&other, &["two.txt"]).unwrap()), ["two.txt"]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod containerfile;
 mod context;
 mod ignored;
 mod operation;
+mod settings;
 mod words;
 
 use super::args::BuildImageArgs;
@@ -26,8 +27,12 @@ use messages::reply::Reply;
 use messages::request::RequestBody;
 use messages::vm::{Lifetime, Readiness, RestartPolicy, VmSpec};
 use serde_json::json as value_of;
+use settings::Settings;
 use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Where a script lies while it runs: in memory, so it never gets into the image.
 const SCRIPT: &str = "/run/banger-build-script";
@@ -38,6 +43,9 @@ const SOURCE_MAX: u64 = 1 << 20;
 pub(super) async fn run(client: &Client, args: BuildImageArgs) -> Outcome {
     // Everything that can be found wrong without a VM.
     let plan = Plan::read(&args)?;
+    // From here on, and to the end: once tokio has taken the signal over, one that nobody waits for just then is lost.
+    let mut interrupt = signal(SignalKind::interrupt())
+        .map_err(|error| Failure::io(ErrorKind::Host, "failed to set up signals", &error))?;
     if let Some(here) = existing(client, &args.name).await? {
         return Err(Failure::new(ErrorKind::Conflict, format!("an image called `{here}` is here already"))
             .hint(format!("choose another name, or remove it with `banger image delete {here}`")));
@@ -61,7 +69,11 @@ pub(super) async fn run(client: &Client, args: BuildImageArgs) -> Outcome {
         Answer { reply: Reply::Attached { vm, name, .. }, descriptor: Some(socket) } => (vm, name, socket),
         Answer { reply, .. } => return Err(unexpected(&reply)),
     };
-    let built = build(client, args.name, plan, vm).await;
+    let built = tokio::select! {
+        biased;
+        _ = interrupt.recv() => Err(Failure::interrupted("the build")),
+        built = build(client, args.name, plan, vm) => built,
+    };
     // The VM goes with the operation that holds it; this is for the user who looks at once.
     drop(held);
     vm_run::remove(client, vm, &vm_name).await;
@@ -74,9 +86,9 @@ async fn build(client: &Client, name: ImageName, plan: Plan, vm: VmId) -> Result
     let mut build = Build {
         client,
         vm,
-        config: base_config(client, &plan.from).await?,
-        context: plan.context,
-        ignored: plan.ignored,
+        settings: Settings::of_base(base_config(client, &plan.from).await?),
+        context: plan.context.into(),
+        ignored: plan.ignored.into(),
     };
     let count = plan.steps.len();
     for (index, step) in plan.steps.iter().enumerate() {
@@ -90,7 +102,7 @@ async fn build(client: &Client, name: ImageName, plan: Plan, vm: VmId) -> Result
     let body = RequestBody::CommitImage {
         vm: build.vm,
         name,
-        config: Some(build.config),
+        config: Some(build.settings.config),
         source: Some(format!("build:{}", plan.from)),
     };
     client.ask(body).await
@@ -106,19 +118,12 @@ struct Plan {
 
 impl Plan {
     fn read(args: &BuildImageArgs) -> Result<Self, Failure> {
-        let source = |path: &Path| {
-            let read = || -> std::io::Result<String> {
-                if std::fs::metadata(path)?.len() > SOURCE_MAX {
-                    return Err(std::io::Error::other(format!("it has more than {SOURCE_MAX} bytes")));
-                }
-                std::fs::read_to_string(path)
-            };
-            read()
-                .map_err(|error| Failure::io(ErrorKind::Usage, format!("failed to read `{}`", path.display()), &error))
-        };
-        let (from, steps, path) = match (&args.file, &args.script) {
+        let (from, steps, file) = match (&args.file, &args.script) {
             (Some(file), None) => {
-                let Recipe { from, steps } = containerfile::parse(&source(file)?).map_err(|error| {
+                let text = String::from_utf8(source(file)?).map_err(|error| {
+                    Failure::io(ErrorKind::Usage, format!("`{}` is no text", file.display()), &error)
+                })?;
+                let Recipe { from, steps } = containerfile::parse(&text).map_err(|error| {
                     Failure::io(ErrorKind::Usage, format!("`{}` cannot be built", file.display()), &error)
                 })?;
                 let named = from.parse().map_err(|error| Failure::io_only(ErrorKind::Usage, &error))?;
@@ -126,35 +131,42 @@ impl Plan {
             }
             (None, Some(script)) => {
                 let from = args.from.clone().ok_or_else(|| Failure::usage("`--script` needs `--from IMAGE`"))?;
-                let interpreted = source(script)?.starts_with("#!");
-                (from, script_steps(script, interpreted), script)
+                let steps = script_steps(script, source(script)?);
+                return Ok(Self { from, steps, context: PathBuf::new(), ignored: Ignored::default() });
             }
             _ => return Err(Failure::usage("give either `--file CONTAINERFILE` or `--script FILE`")),
         };
         let context = match &args.context {
             Some(context) => context.clone(),
-            None => path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned(),
+            None => file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned(),
         };
         if !context.is_dir() {
             return Err(Failure::usage(format!("the context `{}` is not a directory", context.display())));
         }
-        let ignored = Ignored::read(&context, args.file.as_deref()).map_err(usage)?;
+        let ignored = Ignored::read(&context, Some(file)).map_err(usage)?;
         Ok(Self { from, steps, context, ignored })
     }
 }
 
-/// A script is copied in and run. Without a first line of its own it is one for the shell, and ends at its first error.
-fn script_steps(script: &Path, interpreted: bool) -> Vec<Step> {
-    let name = script.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let argv: &[&str] = if interpreted { &[SCRIPT] } else { &["/bin/sh", "-e", SCRIPT] };
-    let copy = Action::Copy {
-        sources: vec![glob::Pattern::escape(&name)],
-        destination: SCRIPT.to_owned(),
-        owner: None,
-        mode: Some(0o755),
+/// A Containerfile's or a script's bytes: a pipe's as well, and never more than there may be.
+fn source(path: &Path) -> Result<Vec<u8>, Failure> {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        File::open(path)?.take(SOURCE_MAX + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > SOURCE_MAX {
+            return Err(io::Error::other(format!("it has more than {SOURCE_MAX} bytes")));
+        }
+        Ok(bytes)
     };
+    read().map_err(|error| Failure::io(ErrorKind::Usage, format!("failed to read `{}`", path.display()), &error))
+}
+
+/// A script is copied in and run. Without a first line of its own it is one for the shell, and ends at its first error.
+fn script_steps(path: &Path, text: Vec<u8>) -> Vec<Step> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let argv: &[&str] = if text.starts_with(b"#!") { &[SCRIPT] } else { &["/bin/sh", "-e", SCRIPT] };
     let run = Action::Run(argv.iter().map(|word| (*word).to_owned()).collect());
-    [(copy, format!("copy {name}")), (run, format!("run {name}"))]
+    [(Action::Script(text), format!("copy {name}")), (run, format!("run {name}"))]
         .into_iter()
         .map(|(action, text)| Step { line: 0, text, action })
         .collect()
@@ -196,9 +208,9 @@ fn of_line(failure: Failure, step: &Step) -> Failure {
 struct Build<'a> {
     client: &'a Client,
     vm: VmRef,
-    config: ImageConfig,
-    context: PathBuf,
-    ignored: Ignored,
+    settings: Settings,
+    context: Arc<Path>,
+    ignored: Arc<Ignored>,
 }
 
 impl Build<'_> {
@@ -207,59 +219,50 @@ impl Build<'_> {
             Action::Run(argv) => {
                 let argv = argv.iter().map(|word| ArgBytes(word.clone().into_bytes())).collect();
                 let spec = ExecSpec {
-                    env: self.variables(),
-                    workdir: self.config.workdir.clone(),
-                    user: self.config.user.clone(),
+                    env: self.settings.variables(),
+                    workdir: self.settings.config.workdir.clone(),
+                    user: self.settings.config.user.clone(),
                     ..exec(ExecCommand::Argv(argv), false)
                 };
                 self.operation(spec, None).await
             }
+            Action::Script(text) => self.unpack(SCRIPT, true, context::pack_script(text).map_err(usage)?).await,
             Action::Copy { sources, destination, owner, mode } => {
-                let sources = sources.iter().map(|source| self.expand(source)).collect::<Result<Vec<_>, _>>()?;
-                let destination = self.expand(destination)?;
-                self.copy(&sources, &destination, Marks { owner: *owner, mode: *mode }).await
+                let sources = sources.iter().map(|source| self.settings.expand(source));
+                let sources = sources.collect::<Result<Vec<_>, _>>().map_err(usage)?;
+                let destination = self.settings.absolute(&self.settings.expand(destination).map_err(usage)?);
+                self.copy(sources, &destination, Marks { owner: *owner, mode: *mode }).await
             }
-            Action::Env(text) => {
-                let pairs = containerfile::assignments(text, &|name| variable(&self.config, name)).map_err(usage)?;
-                for (name, value) in pairs {
-                    if name.is_empty() {
-                        return Err(Failure::usage("a variable has no name"));
-                    }
-                    let prefix = format!("{name}=");
-                    self.config.env.retain(|old| !old.starts_with(&prefix));
-                    self.config.env.push(format!("{prefix}{value}"));
-                }
-                Ok(())
-            }
+            Action::Env(text) => self.settings.env(text).map_err(usage),
             Action::Workdir(path) => {
-                let path = self.absolute(&self.expand(path)?);
+                let path = self.settings.absolute(&self.settings.expand(path).map_err(usage)?);
                 // An empty archive: what is left of unpacking it is the directory.
-                let empty = context::pack(&self.context, &self.ignored, &[], Marks::default()).map_err(usage)?;
-                self.unpack(&path, false, empty.archive).await?;
-                self.config.workdir = Some(path);
+                self.copy(Vec::new(), &path, Marks::default()).await?;
+                self.settings.config.workdir = Some(path);
                 Ok(())
             }
             Action::User(user) => {
-                self.config.user = Some(self.expand(user)?);
+                self.settings.config.user = Some(self.settings.expand(user).map_err(usage)?);
                 Ok(())
             }
             Action::Cmd(argv) => {
-                self.config.cmd.clone_from(argv);
+                self.settings.cmd(argv);
                 Ok(())
             }
             Action::Entrypoint(argv) => {
-                self.config.entrypoint.clone_from(argv);
-                // What was the old program's is not the new one's.
-                self.config.cmd.clear();
+                self.settings.entrypoint(argv);
                 Ok(())
             }
         }
     }
 
-    async fn copy(&self, sources: &[String], destination: &str, marks: Marks) -> Result<(), Failure> {
-        let packed = context::pack(&self.context, &self.ignored, sources, marks).map_err(usage)?;
+    async fn copy(&self, sources: Vec<String>, destination: &str, marks: Marks) -> Result<(), Failure> {
+        let (context, ignored) = (Arc::clone(&self.context), Arc::clone(&self.ignored));
+        // In a thread of its own: a large context takes long, and an interrupt is to be heard meanwhile.
+        let packing = tokio::task::spawn_blocking(move || context::pack(&context, &ignored, &sources, marks));
+        let packed = packing.await.map_err(|error| Failure::io_only(ErrorKind::Internal, &error))?.map_err(usage)?;
         let as_file = packed.one_file && !destination.ends_with('/');
-        self.unpack(&self.absolute(destination), as_file, packed.archive).await
+        self.unpack(destination, as_file, packed.archive).await
     }
 
     async fn unpack(&self, at: &str, as_file: bool, archive: File) -> Result<(), Failure> {
@@ -283,27 +286,46 @@ impl Build<'_> {
             ExitStatus::Unknown => Err(WireError::new(ErrorKind::Lost, "nobody knows how it ended").into()),
         }
     }
-
-    fn variables(&self) -> Vec<(String, String)> {
-        let pair = |entry: &String| entry.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
-        self.config.env.iter().filter_map(pair).collect()
-    }
-
-    fn expand(&self, text: &str) -> Result<String, Failure> {
-        words::expand(text, &|name| variable(&self.config, name)).map_err(usage)
-    }
-
-    /// From the working directory.
-    fn absolute(&self, path: &str) -> String {
-        let workdir = self.config.workdir.as_deref().unwrap_or("/");
-        Path::new("/").join(workdir).join(path).to_string_lossy().into_owned()
-    }
 }
 
 fn usage(error: impl std::error::Error + 'static) -> Failure {
     Failure::io_only(ErrorKind::Usage, &error)
 }
 
-fn variable(config: &ImageConfig, name: &str) -> Option<String> {
-    config.env.iter().find_map(|entry| entry.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_is_what_was_read_whatever_its_name_and_what_is_beside_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (elsewhere, beside) = (directory.path().join("elsewhere"), directory.path().join("beside"));
+        std::fs::create_dir(&beside).unwrap();
+        std::fs::write(&elsewhere, b"#!/bin/sh\n# \xff is no UTF-8\n").unwrap();
+        std::fs::write(beside.join(".dockerignore"), "*\n[\n").unwrap();
+        let script = beside.join("$HOME[1]*.sh");
+        std::os::unix::fs::symlink(&elsewhere, &script).unwrap();
+        let plan = Plan::read(&BuildImageArgs {
+            name: "new".parse().unwrap(),
+            from: Some("base".parse().unwrap()),
+            script: Some(script),
+            file: None,
+            context: None,
+            vcpu: None,
+            memory: None,
+            disk_size: None,
+            net: messages::vm::NetworkMode::Nat,
+        })
+        .unwrap_or_else(|failure| panic!("{failure:?}"));
+        let Action::Script(text) = &plan.steps[0].action else { panic!("{:?}", plan.steps) };
+        assert_eq!(text, b"#!/bin/sh\n# \xff is no UTF-8\n");
+        assert_eq!(plan.steps[1].action, Action::Run(vec![SCRIPT.to_owned()]));
+
+        let mut archive = tar::Archive::new(context::pack_script(text).unwrap());
+        let mut entry = archive.entries().unwrap().next().unwrap().unwrap();
+        assert_eq!(entry.header().mode().unwrap(), 0o755);
+        let mut packed = Vec::new();
+        entry.read_to_end(&mut packed).unwrap();
+        assert_eq!(&packed, text);
+    }
 }

@@ -24,7 +24,7 @@ pub(super) fn stream(socket: OwnedFd) -> Result<UnixStream, Failure> {
         .map_err(|error| Failure::io(ErrorKind::Host, "failed to set up the connection to the guest", &error))
 }
 
-/// Runs until it ends. Ctrl-C leaves, and the VM goes with us.
+/// Runs until it ends.
 pub(super) async fn run(stream: UnixStream, input: Option<File>, output: Output) -> Result<ExitStatus, Failure> {
     let (read, mut write) = stream.into_split();
     let (credit, mut granted) = mpsc::unbounded_channel();
@@ -38,7 +38,6 @@ pub(super) async fn run(stream: UnixStream, input: Option<File>, output: Output)
     tokio::select! {
         ended = listen(FrameReader::new(read, GUEST_FRAME_MAX), &credit, output) => ended,
         Err(error) = feeding => Err(lost(&error)),
-        _ = tokio::signal::ctrl_c() => Err(Failure::interrupted("the build")),
     }
 }
 

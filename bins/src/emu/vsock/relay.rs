@@ -16,6 +16,21 @@ const BUFFER: usize = 128 << 10;
 /// which the link does not tell from half of it.
 const LINGER: Duration = Duration::from_secs(10);
 
+/// Which side of a copy broke.
+#[derive(Debug)]
+enum Broken {
+    Reader(io::Error),
+    Writer(io::Error),
+}
+
+impl From<Broken> for io::Error {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Reader(error) | Broken::Writer(error) => error,
+        }
+    }
+}
+
 /// How a copy is getting on.
 #[derive(Debug, Default)]
 struct Progress {
@@ -39,7 +54,7 @@ pub(super) async fn relay(client: UnixStream, guest: MuxStream, over: &Cancellat
     };
     let inward = async {
         copy(&mut guest_reader, &mut client_writer, &Progress::default()).await?;
-        client_writer.shutdown().await
+        client_writer.shutdown().await.map_err(Broken::Writer)
     };
     tokio::pin!(outward, inward);
     let result = tokio::select! {
@@ -50,7 +65,14 @@ pub(super) async fn relay(client: UnixStream, guest: MuxStream, over: &Cancellat
                 () = stuck(&progress) => Err(io::ErrorKind::TimedOut.into()),
                 () = over.cancelled() => Ok(()),
             },
-            Err(error) => Err(error),
+            // A client that takes nothing more has most likely gone. What it said before is still the guest's to hear: that it
+            // leaves a command running, for one.
+            Err(Broken::Writer(error)) => tokio::select! {
+                result = &mut outward => result,
+                () = tokio::time::sleep(LINGER) => Err(error),
+                () = over.cancelled() => Ok(()),
+            },
+            Err(Broken::Reader(error)) => Err(error),
         },
         result = &mut outward => result,
     };
@@ -63,16 +85,16 @@ async fn copy<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     reader: &mut R,
     writer: &mut W,
     progress: &Progress,
-) -> io::Result<()> {
+) -> Result<(), Broken> {
     let mut buffer = vec![0; BUFFER];
     loop {
-        let read = reader.read(&mut buffer).await?;
+        let read = reader.read(&mut buffer).await.map_err(Broken::Reader)?;
         if read == 0 {
             return Ok(());
         }
         progress.is_writing.store(true, Ordering::Relaxed);
-        writer.write_all(&buffer[..read]).await?;
-        writer.flush().await?;
+        writer.write_all(&buffer[..read]).await.map_err(Broken::Writer)?;
+        writer.flush().await.map_err(Broken::Writer)?;
         progress.is_writing.store(false, Ordering::Relaxed);
         progress.chunks.fetch_add(1, Ordering::Relaxed);
     }

@@ -196,6 +196,31 @@ async fn the_guest_reaches_listeners_and_only_those() {
     assert_eq!(within(stream.read(&mut bytes)).await.unwrap_or(0), 0);
 }
 
+/// A client that leaves while the guest still talks has been heard to its last word.
+#[tokio::test]
+async fn what_a_client_said_before_it_went_is_brought_though_the_guest_talks() {
+    // More than the link takes at once (256 KiB): the rest is in the relay's hands or the socket when the client goes.
+    const WORDS: usize = 320 << 10;
+    let host = host("[]").await;
+    let mut path = OsString::from(host.path());
+    path.push("_1024");
+    let listener = UnixListener::bind(&path).unwrap();
+    let (stream, accepted) = tokio::join!(within(host.guest.open(1024)), within(listener.accept()));
+    let (stream, (mut client, _)): (MuxStream, _) = (stream.unwrap(), accepted.unwrap());
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let talking = tokio::spawn(async move { while writer.write_all(&[b'y'; 4096]).await.is_ok() {} });
+    within(client.write_all(&vec![7; WORDS])).await.unwrap();
+    drop(client);
+    // The relay's turn, many times: only now does the guest begin to listen.
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    let mut heard = Vec::new();
+    drop(within(reader.read_to_end(&mut heard)).await);
+    assert_eq!(heard.len(), WORDS);
+    talking.abort();
+}
+
 /// A machine that ends takes nothing along that its guest said, however slowly a client reads; clients that say nothing do not
 /// keep it.
 #[tokio::test]
