@@ -22,6 +22,8 @@ pub enum Ext4Error {
     Attribute { path: String, name: String },
     #[error("the archive holds more than {limit} {what}")]
     TooMuch { what: &'static str, limit: u64 },
+    #[error("`{path}` in the archive is larger than {} MiB", limit >> 20)]
+    TooLarge { path: String, limit: u64 },
     #[error("failed to keep the archive's contents in `{}`", path.display())]
     Spool {
         path: PathBuf,
@@ -84,7 +86,8 @@ impl From<&Ext4Error> for WireError {
             | Ext4Error::DanglingLink { .. }
             | Ext4Error::Kind { .. }
             | Ext4Error::Attribute { .. }
-            | Ext4Error::TooMuch { .. } => ErrorKind::Usage,
+            | Ext4Error::TooMuch { .. }
+            | Ext4Error::TooLarge { .. } => ErrorKind::Usage,
             Ext4Error::Spool { .. } | Ext4Error::Write { .. } | Ext4Error::NoMke2fs | Ext4Error::Tool { .. } => {
                 ErrorKind::Host
             }

@@ -3,9 +3,12 @@
 //! Spools are filled side by side, and the file must not tell which was faster: the second's contents lie behind the first's,
 //! and so on. So where a spool's contents go is known once all before it are complete. What comes earlier takes a detour through
 //! a nameless file; [`ImageFile::settle`] brings it home.
+//!
+//! It also keeps count of what all that is read for it takes in memory: layers are read side by side, and their bound is one.
 
 use super::Ext4Error;
 use super::spool::has_room;
+use super::tree::NODES_MAX;
 use super::writer::{BLOCK, DATA_START};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
@@ -14,11 +17,15 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tempfile::{NamedTempFile, TempPath};
 
 /// How much is copied at once where the kernel cannot do it by itself, in bytes.
 const CHUNK: usize = 1 << 20;
+/// The most that names, targets of links and attributes of all archives of one image may take, in bytes: they stay in memory until
+/// it is written. An image of half a million files has some 50 MiB of them.
+pub(super) const NAMES_MAX: u64 = 512 << 20;
 
 /// The file, which vanishes unless it is kept.
 #[derive(Debug)]
@@ -27,6 +34,8 @@ pub struct ImageFile {
     path: Mutex<Option<TempPath>>,
     directory: PathBuf,
     segments: Mutex<Vec<Segment>>,
+    entries: AtomicU64,
+    names: AtomicU64,
 }
 
 /// One spool's part of the file.
@@ -47,7 +56,8 @@ impl ImageFile {
         let made = NamedTempFile::with_prefix_in(".contents-", directory);
         let (file, path) = made.map_err(|source| Ext4Error::spool(directory, source))?.into_parts();
         let (path, segments) = (Mutex::new(Some(path)), Mutex::default());
-        Ok(Self { file, path, directory: directory.to_owned(), segments })
+        let (entries, names) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Self { file, path, directory: directory.to_owned(), segments, entries, names })
     }
 
     /// Where it lies.
@@ -62,6 +72,21 @@ impl ImageFile {
 
     pub(super) fn failed(&self, source: io::Error) -> Ext4Error {
         Ext4Error::spool(&self.directory, source)
+    }
+
+    /// Takes note of an entry that stays in memory, with so many bytes of names and attributes.
+    ///
+    /// # Errors
+    /// When there are too many.
+    pub(super) fn remember(&self, names: u64) -> Result<(), Ext4Error> {
+        let limit = NODES_MAX as u64;
+        if self.entries.fetch_add(1, Ordering::Relaxed) >= limit {
+            return Err(Ext4Error::TooMuch { what: "entries", limit });
+        }
+        if self.names.fetch_add(names, Ordering::Relaxed).saturating_add(names) > NAMES_MAX {
+            return Err(Ext4Error::TooMuch { what: "bytes of names and attributes", limit: NAMES_MAX });
+        }
+        Ok(())
     }
 
     fn segments(&self) -> MutexGuard<'_, Vec<Segment>> {

@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 use super::disk::{SIZE_MAX, SIZE_MIN, TEMPLATES_MAX, copy_from, create_disk};
+use super::image_file::NAMES_MAX;
 use super::layer::Layer;
 use super::tarball::{Verdict, read_tar};
 use super::{Built, Ext4Error, Hashes, ImageFile, Label, Meta, Spool, Tree, build, build_as};
@@ -255,6 +256,81 @@ fn what_cannot_be_stored_is_a_typed_error() {
         }),
         Ext4Error::ParentNotDirectory { .. }
     ));
+}
+
+/// A megabyte of zeros or so for each of a million entries compresses to nothing: it must not come to be kept.
+#[test]
+fn what_an_entry_makes_one_keep_is_bounded_when_it_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = Arc::new(ImageFile::create(directory.path()).unwrap());
+    let mut number = 0;
+    let mut read = |records: &[(&str, &[u8])], kind: tar::EntryType| {
+        let mut archive = Archive::new();
+        archive.pax(records);
+        match kind {
+            tar::EntryType::Regular => archive.file("name", b""),
+            link => archive.link("name", link, "target"),
+        }
+        let spool = Spool::new(&image, number, Hashes::Left);
+        number += 1;
+        Layer::read(archive.bytes().as_slice(), spool).map(|layer| layer.entries)
+    };
+    let (longest, longer) = ([b'd'; 4095], [b'd'; 4096]);
+    assert_eq!(read(&[("path", &longest)], tar::EntryType::Regular).unwrap()[0].path, longest);
+    for (key, kind) in
+        [("path", tar::EntryType::Regular), ("linkpath", tar::EntryType::Symlink), ("linkpath", tar::EntryType::Link)]
+    {
+        let error = read(&[(key, &longer)], kind).unwrap_err();
+        assert!(matches!(error, Ext4Error::BadPath { .. }), "{key}: {error}");
+        assert!(error.to_string().len() < 200, "{error}");
+    }
+    let named = |length: usize| format!("SCHILY.xattr.user.{}", "n".repeat(length - 5));
+    assert_eq!(read(&[(&named(255), b"x")], tar::EntryType::Regular).unwrap()[0].attributes.len(), 1);
+    let values = |length: usize| vec![b'v'; length];
+    for records in [
+        vec![(named(256), values(1))],
+        vec![(named(6), values(9000))],
+        (6..15).map(|length| (named(length), values(1000))).collect(),
+    ] {
+        let records: Vec<_> = records.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
+        let error = read(&records, tar::EntryType::Regular).unwrap_err();
+        assert!(matches!(error, Ext4Error::Attribute { .. }), "{error}");
+        assert!(error.to_string().len() < 300, "{error}");
+    }
+    // Said again and again, it is kept once.
+    let again = vec![(named(6), values(1000)); 20];
+    let again: Vec<_> = again.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
+    assert_eq!(read(&again, tar::EntryType::Regular).unwrap()[0].attributes.len(), 1);
+    // All layers of an image share one bound.
+    image.remember(NAMES_MAX - 10_000).unwrap();
+    let error = read(&[("path", &longest)], tar::EntryType::Regular).unwrap_err();
+    assert!(matches!(error, Ext4Error::TooMuch { what: "bytes of names and attributes", .. }), "{error}");
+}
+
+/// By way of links a directory lies deeper than any path is long.
+#[test]
+fn a_long_path_is_in_memory_once_however_many_names_are_below_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut tree = Tree::create(directory.path()).unwrap();
+    let mut end = "d/".repeat(2000);
+    for number in 0..38 {
+        tree.directory(end.as_bytes(), Meta::root(0o755)).unwrap();
+        tree.symlink(format!("l{number}").as_bytes(), Meta::root(0o777), end.as_bytes()).unwrap();
+        end = format!("l{number}/{}", "d/".repeat(2000));
+    }
+    for number in 0..5000 {
+        tree.file(format!("l37/f{number}").as_bytes(), Meta::root(0o644), &mut std::io::empty()).unwrap();
+    }
+    let peak = || {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    };
+    let before = peak();
+    let mut longest = 0;
+    assert_eq!(tree.files(|path| (longest = longest.max(path.len()), false).1).len(), 0);
+    assert!(longest > 38 * 4000, "{longest}");
+    assert!(peak() - before < 256 << 20, "{} MiB", (peak() - before) >> 20);
 }
 
 /// Names are bytes to a kernel.

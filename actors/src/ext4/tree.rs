@@ -23,7 +23,7 @@ pub(super) const CONTENT_MAX: u64 = 256 << 30;
 /// How many symbolic links one path may lead through (Linux: `MAXSYMLINKS`, linux/namei.h).
 const LINKS_MAX: usize = 40;
 /// The longest path or target of a link (`PATH_MAX`, linux/limits.h).
-const PATH_LENGTH_MAX: usize = 4096;
+pub(super) const PATH_LENGTH_MAX: usize = 4096;
 /// The longest name (`EXT4_NAME_LEN`, fs/ext4/ext4.h).
 const NAME_LENGTH_MAX: usize = 255;
 
@@ -282,10 +282,14 @@ impl Tree {
     /// The contents of the regular file at `path`; `None` where there is none.
     ///
     /// # Errors
-    /// When the path is no path or the contents cannot be read back.
-    pub fn contents(&self, path: &[u8]) -> Result<Option<Vec<u8>>, Ext4Error> {
+    /// When the path is no path, there are more than `most` bytes (a hole of any size takes none in an archive), or they cannot be
+    /// read back.
+    pub fn contents(&self, path: &[u8], most: u64) -> Result<Option<Vec<u8>>, Ext4Error> {
         let Some(node) = self.find(path)? else { return Ok(None) };
         let Kind::File(spooled) = &self.nodes[node].kind else { return Ok(None) };
+        if spooled.length > most {
+            return Err(Ext4Error::TooLarge { path: shown(path), limit: most });
+        }
         let mut bytes = Vec::new();
         self.reader(spooled).read_to_end(&mut bytes).map_err(|source| self.image.failed(source))?;
         Ok(Some(bytes))
@@ -306,7 +310,7 @@ impl Tree {
         if !matches!(&self.nodes[node].kind, Kind::File(spooled) if spooled.length <= most) {
             return Ok(());
         }
-        let Some(old) = self.contents(path)? else { return Ok(()) };
+        let Some(old) = self.contents(path, most)? else { return Ok(()) };
         let new = change(old.clone());
         if new != old {
             let spooled = self.spools.first_mut().expect("created with its spool").append(&mut new.as_slice())?;
@@ -326,26 +330,34 @@ impl Tree {
         }))
     }
 
-    /// The paths of all regular files, sorted within each directory.
+    /// The paths of those regular files that are `wanted`, sorted within each directory.
     #[must_use]
-    pub fn files(&self) -> Vec<Vec<u8>> {
+    pub fn files(&self, mut wanted: impl FnMut(&[u8]) -> bool) -> Vec<Vec<u8>> {
         let mut files = Vec::new();
-        self.walk(|path, node| {
-            if matches!(node.kind, Kind::File(_)) {
+        self.walk(|path, index| {
+            if matches!(self.nodes[index].kind, Kind::File(_)) && wanted(path) {
                 files.push(path.to_owned());
             }
         });
         files
     }
 
-    /// Visits every name below the root; a hard link under each of its names.
-    pub(super) fn walk(&self, mut visit: impl FnMut(&[u8], &Node)) {
-        let mut stack = vec![(Vec::new(), 0)];
-        while let Some((path, index)) = stack.pop() {
-            let node = &self.nodes[index];
-            visit(&path, node);
-            if let Kind::Directory(children) = &node.kind {
-                stack.extend(children.iter().rev().map(|(name, child)| (below(&path, name), child.node)));
+    /// Visits the root and every name below it; a hard link under each of its names.
+    ///
+    /// One path serves all: by way of links they may be far longer than any that can be asked for, times millions of names.
+    pub(super) fn walk(&self, mut visit: impl FnMut(&[u8], usize)) {
+        let mut path = Vec::new();
+        let mut stack: Vec<(usize, &[u8], usize)> = vec![(0, b"", 0)];
+        while let Some((above, name, index)) = stack.pop() {
+            path.truncate(above);
+            if above > 0 {
+                path.push(b'/');
+            }
+            path.extend_from_slice(name);
+            visit(&path, index);
+            if let Kind::Directory(children) = &self.nodes[index].kind {
+                let above = path.len();
+                stack.extend(children.iter().rev().map(|(name, child)| (above, name.as_slice(), child.node)));
             }
         }
     }
@@ -360,12 +372,11 @@ impl Tree {
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
-        let mut stack = vec![(Vec::new(), 0)];
-        while let Some((path, index)) = stack.pop() {
+        self.walk(|path, index| {
             let node = &self.nodes[index];
             let meta = &node.meta;
             // Every field ends in a byte that no field contains, so that no two trees give the same text.
-            hash.update(&path);
+            hash.update(path);
             hash.update(format!("\0{:o} {} {} {}.{:09}\0", meta.mode, meta.uid, meta.gid, meta.mtime.0, meta.mtime.1));
             for (name, value) in &node.attributes {
                 hash.update(name);
@@ -373,10 +384,7 @@ impl Tree {
                 hash.update(value);
             }
             match &node.kind {
-                Kind::Directory(children) => {
-                    hash.update(b"d");
-                    stack.extend(children.iter().rev().map(|(name, child)| (below(&path, name), child.node)));
-                }
+                Kind::Directory(_) => hash.update(b"d"),
                 Kind::File(spooled) => {
                     // The index tells hard links from equal files.
                     hash.update(format!("f{} {index}\0", spooled.length));
@@ -389,7 +397,7 @@ impl Tree {
                 }
                 Kind::Special(special) => hash.update(format!("s{special:?}\0")),
             }
-        }
+        });
         hash.finalize().into()
     }
 
@@ -545,7 +553,7 @@ type Components<'a> = (Vec<&'a [u8]>, Option<&'a [u8]>);
 fn split(path: &[u8]) -> Result<Components<'_>, Ext4Error> {
     let mut components = Vec::new();
     if path.len() >= PATH_LENGTH_MAX {
-        return Err(Ext4Error::BadPath { path: format!("{}…", shown(&path[..64])) });
+        return Err(Ext4Error::BadPath { path: beginning(path) });
     }
     for component in path.split(|byte| *byte == b'/') {
         match component {
@@ -561,9 +569,9 @@ fn split(path: &[u8]) -> Result<Components<'_>, Ext4Error> {
     Ok((components, last))
 }
 
-/// The path of a name in the directory at `path`, which is empty for the root.
-fn below(path: &[u8], name: &[u8]) -> Vec<u8> {
-    if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() }
+/// A path that may be of any length, as an error shows it.
+pub(super) fn beginning(path: &[u8]) -> String {
+    path.get(..64).map_or_else(|| shown(path), |beginning| format!("{}…", shown(beginning)))
 }
 
 /// A path as an error shows it.

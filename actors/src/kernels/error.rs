@@ -27,6 +27,8 @@ pub enum KernelError {
     Staging(#[from] StagingError),
     #[error("the package holds no `{0}`")]
     Incomplete(&'static str),
+    #[error("its modules have more than {limit} {what}")]
+    TooMuch { what: &'static str, limit: u64 },
     #[error("module `{name}` cannot be read: {why}")]
     Module { name: String, why: String },
     #[error(transparent)]
@@ -86,6 +88,7 @@ impl From<&KernelError> for WireError {
             KernelError::Vmlinux(_)
             | KernelError::Incomplete(_)
             | KernelError::Module { .. }
+            | KernelError::TooMuch { .. }
             | KernelError::NoVersion
             | KernelError::OtherKernel { .. }
             | KernelError::Circle(_) => Self::from_error(ErrorKind::Download, error),

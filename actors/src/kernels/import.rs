@@ -2,7 +2,7 @@
 //! directory of modules are passed over.
 
 use super::assemble::{Parts, Wanted, assemble};
-use super::requirements::GuestLink;
+use super::requirements::{CONFIG_MAX, GuestLink};
 use super::{KernelError, KernelRecord, KernelStore, embedded, initrd, modules, vmlinux};
 use crate::artifacts::{Cancel, Reporter, Staging, open_file};
 use crate::ext4::{Meta, Tree};
@@ -11,8 +11,6 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-/// No configuration is longer, in bytes.
-const CONFIG_MAX: u64 = 4 << 20;
 /// No initramfs is longer, in bytes.
 const INITRD_MAX: u64 = 2 << 30;
 

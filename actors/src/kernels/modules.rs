@@ -6,7 +6,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 
 /// No module is larger unpacked, in bytes.
-const MODULE_MAX: u64 = 64 << 20;
+pub(super) const MODULE_MAX: u64 = 64 << 20;
+/// No kernel has more modules: Debian's has 4,000, one with everything that can be a module twice as many.
+pub(super) const MODULES_MAX: usize = 20_000;
+/// The most that is kept of what all modules say of themselves, in bytes: Debian's say 4 MiB.
+const INFO_MAX: u64 = 64 << 20;
+/// What is kept of a string beside its bytes.
+const STRING: usize = 48;
+/// No module says more of itself, in bytes; the longest of Debian's has 60 KiB.
+const SECTION_MAX: usize = 4 << 20;
 
 /// Loaded from the initramfs where the kernel has them as modules: what reaches the root file system and the host. What of it a
 /// guest cannot do without is for `requirements` to say.
@@ -42,11 +50,22 @@ pub struct ModuleInfo {
     pub built_for: Option<String>,
 }
 
+impl ModuleInfo {
+    /// About how many bytes it takes.
+    fn size(&self) -> u64 {
+        let lists = [&self.depends, &self.aliases, &self.soft_dependencies];
+        let strings = lists.into_iter().flatten().map(|text| STRING + text.len()).sum::<usize>();
+        (self.path.len() + strings) as u64
+    }
+}
+
 /// Every module of a kernel by its normalised name, and what is built in.
 #[derive(Debug, Default)]
 pub struct Modules {
     by_name: BTreeMap<String, ModuleInfo>,
     built_in: BTreeSet<String>,
+    /// Bytes of all that was read, also of what another module of the same name has replaced.
+    info: u64,
 }
 
 impl Modules {
@@ -57,6 +76,10 @@ impl Modules {
     pub fn add(&mut self, path: &str, packed: &[u8]) -> Result<(), KernelError> {
         let bytes = unpack(path, packed)?;
         let info = read_info(path, &bytes)?;
+        self.info += info.size();
+        if self.info > INFO_MAX {
+            return Err(KernelError::TooMuch { what: "bytes that describe them", limit: INFO_MAX });
+        }
         self.by_name.insert(module_name(path), info);
         Ok(())
     }
@@ -203,6 +226,9 @@ fn read_info(path: &str, bytes: &[u8]) -> Result<ModuleInfo, KernelError> {
     let failed = |why: String| KernelError::Module { name: path.to_owned(), why };
     let elf = Elf::parse(bytes).map_err(|error| failed(error.to_string()))?;
     let section = elf.section(".modinfo").ok_or_else(|| failed("it has no .modinfo section".to_owned()))?;
+    if section.len() > SECTION_MAX {
+        return Err(failed(format!("its .modinfo section is larger than {} MiB", SECTION_MAX >> 20)));
+    }
     let mut info = ModuleInfo { path: path.to_owned(), ..ModuleInfo::default() };
     for (key, value) in entries(section) {
         match key {
