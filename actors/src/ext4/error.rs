@@ -24,6 +24,8 @@ pub enum Ext4Error {
     TooMuch { what: &'static str, limit: u64 },
     #[error("`{path}` in the archive is larger than {} MiB", limit >> 20)]
     TooLarge { path: String, limit: u64 },
+    #[error("it was stopped")]
+    Cancelled,
     #[error("failed to keep the archive's contents in `{}`", path.display())]
     Spool {
         path: PathBuf,
@@ -80,6 +82,7 @@ impl From<&Ext4Error> for WireError {
         let kind = match error {
             Ext4Error::Archive(_) => ErrorKind::Download,
             Ext4Error::NoSpace { .. } => ErrorKind::Resources,
+            Ext4Error::Cancelled => ErrorKind::Cancelled,
             Ext4Error::DiskSize { .. } => ErrorKind::Usage,
             Ext4Error::BadPath { .. }
             | Ext4Error::ParentNotDirectory { .. }

@@ -2,8 +2,9 @@
 
 use super::archive::{Archive, Member};
 use super::layer::{Entry, What};
+use super::path::{PATH_LENGTH_MAX, beginning, shown};
 use super::spool::Spool;
-use super::tree::{CONTENT_MAX, PATH_LENGTH_MAX, Special, beginning, shown};
+use super::tree::Special;
 use super::writer::attributes::{NAME_MAX, ROOM};
 use super::{Ext4Error, Meta, Tree};
 use std::collections::BTreeMap;
@@ -98,10 +99,10 @@ fn read_entry<R: Read>(
         }
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => What::File(match contents {
             // Before any of it is read: a hole of any size takes no bytes in an archive.
-            Contents::Kept if spool.length().saturating_add(member.size) > CONTENT_MAX => {
-                return Err(Ext4Error::TooMuch { what: "bytes", limit: CONTENT_MAX });
+            Contents::Kept => {
+                spool.image().check_contents(spool.length().saturating_add(member.size))?;
+                spool.append(archive)?
             }
-            Contents::Kept => spool.append(archive)?,
             Contents::Dropped => spool.append(&mut std::io::empty())?,
         }),
         EntryType::Symlink => What::Symlink(link_target(&path, member)?),

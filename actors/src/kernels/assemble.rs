@@ -6,8 +6,8 @@ use super::modules::{self, MODULE_MAX, MODULES_MAX, Modules};
 use super::requirements::{self, Checked, GuestLink, KernelConfig};
 use super::store::{MODULES_CPIO, MODULES_EXT4, VMLINUX};
 use super::{KernelError, KernelRecord, depmod, vmlinux};
-use crate::artifacts::{Reporter, now_ms};
-use crate::ext4::{Label, Meta, Tree, build};
+use crate::artifacts::{Cancel, Reporter, now_ms};
+use crate::ext4::{Label, Limits, Meta, Tree, build};
 use messages::ids::{KernelCommandLine, KernelName};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
@@ -28,6 +28,14 @@ const EARLY_MAX: usize = 256 << 20;
 /// * `net.ifnames=0`: the agent sets `eth0` up before udev runs; udev must not rename it then.
 pub const COMMAND_LINE: &str = "console=ttyS0 reboot=k panic=1 quiet loglevel=4 8250.nr_uarts=1 \
      i8042.noaux i8042.nomux i8042.dumbkbd apparmor=0 net.ifnames=0";
+
+/// The most that a kernel and its modules may have, in bytes: Ubuntu's have a gigabyte with all that there is.
+const CONTENTS_MAX: u64 = 4 << 30;
+
+/// Of what a kernel is made of.
+pub(super) fn limits(cancel: &Cancel) -> Limits {
+    Limits { contents: CONTENTS_MAX, cancel: cancel.token() }
+}
 
 /// What a kernel is made of.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! Kernels that come in a catalog's bundles: `vmlinux`, `config` and `modules/…` in any order, beside the manifest.
 
-use super::assemble::{Parts, Wanted, assemble};
+use super::assemble::{Parts, Wanted, assemble, limits};
 use super::requirements::{CONFIG_MAX, GuestLink};
 use super::{KernelError, KernelRecord, KernelStore, vmlinux};
 use crate::artifacts::{Cancel, Reporter, Staging};
@@ -35,7 +35,7 @@ pub fn pull(
     let staging = Staging::create(store.directory(), entry.name.as_str())?;
     let of = pinned.url.to_string();
     let unpack = |reader: &mut dyn Read| -> Result<_, KernelError> {
-        let mut tree = Tree::create(staging.path())?;
+        let mut tree = Tree::limited(staging.path(), limits(cancel))?;
         unpack(&mut tree, reader, &of)?;
         Ok(tree)
     };

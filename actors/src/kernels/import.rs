@@ -1,7 +1,7 @@
 //! Makes a kernel of a user's own files. Reads them and writes nothing there; paths are absolute, symbolic links inside the
 //! directory of modules are passed over.
 
-use super::assemble::{Parts, Wanted, assemble};
+use super::assemble::{Parts, Wanted, assemble, limits};
 use super::requirements::{CONFIG_MAX, GuestLink};
 use super::{KernelError, KernelRecord, KernelStore, embedded, initrd, modules, vmlinux};
 use crate::artifacts::{Cancel, Reporter, Staging, open_file};
@@ -34,7 +34,7 @@ pub fn import(
         let kernel = read(path, vmlinux::UNPACKED_MAX)?;
         let config = wanted.config.as_ref().map(|path| config(Path::new(path.as_str()))).transpose()?;
         let staging = Staging::create(store.directory(), wanted.name.as_str())?;
-        let mut tree = Tree::create(staging.path())?;
+        let mut tree = Tree::limited(staging.path(), limits(cancel))?;
         if let Some(given) = &wanted.modules {
             // The version decides which directory is meant; unpacked once more below, which takes a moment only.
             let version = embedded::version(&vmlinux::unpack(&kernel)?).ok_or(KernelError::NoVersion)?;
