@@ -55,6 +55,8 @@ pub enum KernelError {
     Download(#[from] DownloadError),
     #[error("it was stopped")]
     Cancelled,
+    #[error("a module needs more than {limit} others, `{name}` among them")]
+    Needs { name: String, limit: usize },
     #[error("modules depend on each other in a circle: {}", .0.join(" → "))]
     Circle(Vec<String>),
     #[error(transparent)]
@@ -91,6 +93,7 @@ impl From<&KernelError> for WireError {
             | KernelError::TooMuch { .. }
             | KernelError::NoVersion
             | KernelError::OtherKernel { .. }
+            | KernelError::Needs { .. }
             | KernelError::Circle(_) => Self::from_error(ErrorKind::Download, error),
             KernelError::Unfit(_) => Self::from_error(ErrorKind::Download, error)
                 .hint("docs/kernel-catalog.md lists what a kernel needs; `banger kernel catalog` lists others"),
