@@ -456,6 +456,43 @@ fn a_disk_is_a_sparse_copy_of_a_template() {
     assert!(two.exists());
 }
 
+/// A daemon that is killed in the middle of a copy leaves no disk, and what it leaves goes with the next copy.
+#[test]
+fn a_disk_has_its_name_only_once_it_is_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let (templates, vm) = (directory.path().join("templates"), directory.path().join("vm"));
+    fs::create_dir(&vm).unwrap();
+    let disk = vm.join("disk.ext4");
+    for planted in [".disk.ext4.x1.partial", "console.log"] {
+        fs::write(vm.join(planted), "half of it").unwrap();
+    }
+    create_disk(&templates, &disk, 64 << 20).unwrap();
+    let names = || {
+        let entries = fs::read_dir(&vm).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        entries.collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(names(), ["console.log".to_owned(), "disk.ext4".to_owned()].into());
+    // Whoever looks at the name at any moment sees nothing or all of it.
+    let whole = fs::read(&disk).unwrap();
+    let made = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..30 {
+                fs::remove_file(&disk).unwrap();
+                create_disk(&templates, &disk, 64 << 20).unwrap();
+            }
+            made.store(true, std::sync::atomic::Ordering::SeqCst);
+        });
+        while !made.load(std::sync::atomic::Ordering::SeqCst) {
+            if let Ok(bytes) = fs::read(&disk) {
+                assert!(bytes == whole, "a disk was there before it was whole");
+            }
+        }
+    });
+    assert!(create_disk(&templates, &disk, 64 << 20).is_err());
+    assert_eq!(names().len(), 2, "nor does one that fails leave anything");
+}
+
 /// Those used last stay, others go, and nothing else in the directory is touched.
 #[test]
 fn templates_are_bounded_by_their_last_use() {
