@@ -61,7 +61,7 @@ pub fn pull(
     let reference = parse(&wanted.reference)?;
     let source = canonical(&reference);
     reporter.step(format!("asking for {source}"));
-    let registry = Registry::new(&registries.access, &reference)?;
+    let registry = Registry::new(&registries.access, &reference, cancel)?;
     let here = match wanted.chosen {
         true => store.find(wanted.name.as_str())?.filter(|here| here.source == source),
         false => newest(store, &source)?,
