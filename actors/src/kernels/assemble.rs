@@ -29,8 +29,9 @@ const EARLY_MAX: usize = 256 << 20;
 pub const COMMAND_LINE: &str = "console=ttyS0 reboot=k panic=1 quiet loglevel=4 8250.nr_uarts=1 \
      i8042.noaux i8042.nomux i8042.dumbkbd apparmor=0 net.ifnames=0";
 
-/// The most that a kernel and its modules may have, in bytes: Ubuntu's have a gigabyte with all that there is.
-const CONTENTS_MAX: u64 = 4 << 30;
+/// The most that a kernel and its modules may have, in bytes: a distribution's have a gigabyte at most, a build of one's own with all
+/// that debuggers read several.
+const CONTENTS_MAX: u64 = 16 << 30;
 
 /// Of what a kernel is made of.
 pub(super) fn limits(cancel: &Cancel) -> Limits {
