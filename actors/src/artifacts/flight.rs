@@ -4,8 +4,8 @@
 //! left, the pull is cancelled: whoever pressed Ctrl-C wants no more of it, and a half-built system cannot be resumed.
 //!
 //! ```text
-//! start ──▶ Running(latest progress) ──▶ Done(result)
-//!               └── last waiter left ──▶ cancelled; the next caller starts afresh
+//! start ──▶ waiting for a place ──▶ Running(latest progress) ──▶ Done(result)
+//!                                      └── last waiter left ──▶ cancelled; the next caller starts afresh
 //! ```
 
 use super::{Cancel, Reporter};
@@ -15,7 +15,13 @@ use messages::{ErrorKind, WireError};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
+
+/// How many go on at once, in the whole daemon. Each holds up to five of its blocking threads for as long as it takes, of which VMs
+/// need some to start.
+pub const AT_ONCE: usize = 8;
+
+static PLACES: Semaphore = Semaphore::const_new(AT_ONCE);
 
 /// What the waiters see. A slow one misses steps, never the end.
 #[derive(Debug, Clone)]
@@ -49,7 +55,7 @@ pub struct Waiter<T> {
 }
 
 impl<T: Clone + Send + Sync + 'static> Flight<T> {
-    /// Begins `work` on a thread that may block.
+    /// Begins `work` on a thread that may block, as soon as there is a place for it.
     pub fn start<E>(
         runtime: &Handle,
         stage: Stage,
@@ -62,11 +68,12 @@ impl<T: Clone + Send + Sync + 'static> Flight<T> {
         let (sender, state) = watch::channel(State::Running(None));
         let interest = Arc::new(Interest(cancel.clone()));
         let flight = Self { state: state.clone(), interest: Arc::downgrade(&interest) };
-        runtime.spawn_blocking(move || {
-            let steps = sender.clone();
-            let reporter = Reporter::new(stage, move |progress| {
-                steps.send_replace(State::Running(Some(progress)));
-            });
+        let steps = sender.clone();
+        let reporter = Reporter::new(stage, move |progress| {
+            steps.send_replace(State::Running(Some(progress)));
+        });
+        let (token, waiting, ended) = (cancel.token(), reporter.clone(), sender.clone());
+        let job = move || {
             // A panic is this pull's end, not the thread pool's.
             let outcome = catch_unwind(AssertUnwindSafe(|| work(&cancel, &reporter)));
             let result = match outcome {
@@ -76,7 +83,33 @@ impl<T: Clone + Send + Sync + 'static> Flight<T> {
                 }
             };
             sender.send_replace(State::Done(result));
-        });
+        };
+        match PLACES.try_acquire() {
+            Ok(place) => {
+                runtime.spawn_blocking(move || {
+                    job();
+                    drop(place);
+                });
+            }
+            Err(_) => {
+                waiting.step(format!("waiting for one of {AT_ONCE} pulls to end"));
+                let pool = runtime.clone();
+                runtime.spawn(async move {
+                    let place = tokio::select! {
+                        place = PLACES.acquire() => place,
+                        () = token.cancelled() => {
+                            let nobody = WireError::new(ErrorKind::Cancelled, "nobody waits for the pull any more");
+                            ended.send_replace(State::Done(Err(nobody)));
+                            return;
+                        }
+                    };
+                    pool.spawn_blocking(move || {
+                        job();
+                        drop(place);
+                    });
+                });
+            }
+        }
         (flight, Waiter { state, interest })
     }
 
@@ -203,6 +236,49 @@ mod tests {
         drop(second);
         end.recv_timeout(PATIENCE).unwrap();
         assert!(flight.join().is_none(), "a pull that everybody has left is not joined");
+    }
+
+    #[test]
+    fn more_than_there_are_places_for_wait_and_say_so() {
+        let runtime = runtime();
+        let (begun, running) = std_mpsc::channel();
+        let gates: Vec<_> = (0..=AT_ONCE)
+            .map(|number| {
+                let (go, gate) = std_mpsc::channel::<()>();
+                let begun = begun.clone();
+                let flight = Flight::start(runtime.handle(), Stage::ImagePull, move |_, _| {
+                    begun.send(number).unwrap();
+                    gate.recv_timeout(PATIENCE).unwrap();
+                    Ok::<_, DebianError>(number)
+                });
+                (go, flight)
+            })
+            .collect();
+        let mut first: Vec<_> = (0..AT_ONCE).map(|_| running.recv_timeout(PATIENCE).unwrap()).collect();
+        first.sort_unstable();
+        assert_eq!(first, (0..AT_ONCE).collect::<Vec<_>>());
+        let mut gates = gates.into_iter();
+        let (first_go, _first) = gates.next().unwrap();
+        let (last_go, (flight, waiter)) = gates.next_back().unwrap();
+        let State::Running(Some(step)) = flight.state.borrow().clone() else { panic!("it does not say that it waits") };
+        assert!(step.detail.contains("waiting") && running.try_recv().is_err(), "{step:?}");
+        // One that everybody has left while it waited is never begun.
+        let left = Flight::start(runtime.handle(), Stage::ImagePull, |_, _| -> Result<u32, DebianError> {
+            panic!("begun for nobody")
+        });
+        let mut state = left.0.state.clone();
+        drop(left.1);
+        let ended = state.wait_for(|state| matches!(state, State::Done(_)));
+        let ended = runtime.block_on(async { tokio::time::timeout(PATIENCE, ended).await.unwrap().unwrap().clone() });
+        assert!(matches!(ended, State::Done(Err(error)) if error.kind == ErrorKind::Cancelled));
+        first_go.send(()).unwrap();
+        assert_eq!(running.recv_timeout(PATIENCE).unwrap(), AT_ONCE, "the next has the place of the one that ended");
+        last_go.send(()).unwrap();
+        let (sender, _reader) = mpsc::channel(1);
+        assert_eq!(runtime.block_on(waiter.wait(sender)).unwrap(), AT_ONCE);
+        for (go, _) in gates {
+            go.send(()).unwrap();
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod flight;
 pub mod library;
 pub mod npm;
 pub mod progress;
+pub(crate) mod removal;
 pub mod shelf;
 pub mod staging;
 pub mod users;

@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of who uses them: that is the actors'. Everything here may block.
 
+use super::staging::Doomed;
 use super::{Reporter, Staging, staging};
 use crate::catalog::{nearest, suggestion};
 use messages::{ErrorKind, WireError};
@@ -164,16 +165,16 @@ impl<R: Record> Shelf<R> {
         Ok(records)
     }
 
-    /// Removes one, damaged or not. That nobody uses it is for the caller to know.
+    /// Takes one away, damaged or not. That nobody uses it is for the caller to know, and so is when its files are removed.
     ///
     /// # Errors
-    /// When there is none of that name or it cannot be removed.
-    pub fn delete(&self, name: &str) -> Result<(), ShelfError> {
+    /// When there is none of that name or it cannot be taken away.
+    pub fn delete(&self, name: &str) -> Result<Doomed, ShelfError> {
         let path = self.path(name);
         if !R::is_name(name) || staging::is_staging(name) || !path.is_dir() {
             return Err(self.not_found(name));
         }
-        staging::remove(&self.directory, name).map_err(|source| ShelfError::io("delete", &path, source))
+        staging::doom(&self.directory, name).map_err(|source| ShelfError::io("delete", &path, source))
     }
 
     /// Writes the record into a staging directory and publishes that.
@@ -209,6 +210,14 @@ impl<R: Record> Shelf<R> {
     pub fn disk_bytes(&self, name: &str) -> Result<u64, ShelfError> {
         let path = self.path(name);
         staging::disk_bytes(&path).map_err(|source| ShelfError::io("measure", &path, source))
+    }
+
+    /// Removes the files of one that was taken away.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn discard(&self, doomed: Doomed) -> Result<(), ShelfError> {
+        doomed.remove().map_err(|source| ShelfError::io("clean", &self.directory, source))
     }
 
     fn not_found(&self, name: &str) -> ShelfError {
@@ -268,7 +277,7 @@ mod tests {
         shelf.rewrite(&changed).unwrap();
         assert_eq!(shelf.list().unwrap(), [changed]);
         assert!(shelf.rewrite(&record("two")).is_err(), "there is none to replace");
-        shelf.delete("one").unwrap();
+        shelf.discard(shelf.delete("one").unwrap()).unwrap();
         assert!(matches!(shelf.delete("one"), Err(ShelfError::NotFound { .. })));
         assert_eq!(fs::read_dir(shelf.directory()).unwrap().count(), 0);
     }
@@ -287,7 +296,7 @@ mod tests {
         shelf.publish(staging, &record("whole")).unwrap();
         assert!(matches!(shelf.show("broken"), Err(ShelfError::Damaged { .. })));
         assert_eq!(shelf.list().unwrap().len(), 1);
-        shelf.delete("broken").unwrap();
+        shelf.discard(shelf.delete("broken").unwrap()).unwrap();
         let Err(ShelfError::NotFound { nearest, .. }) = shelf.show("whale") else { panic!() };
         assert_eq!(nearest, ["whole"]);
     }

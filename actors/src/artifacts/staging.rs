@@ -139,17 +139,30 @@ pub fn is_staging(name: &str) -> bool {
     name.ends_with(SUFFIX)
 }
 
-/// Removes the published `name` below `parent`: in one step from the view of others, and the sweep finishes what a crash leaves.
+/// What nobody sees any more, and still takes its place on the disk.
+#[derive(Debug)]
+#[must_use = "its files are there until it is removed"]
+pub struct Doomed(PathBuf);
+
+impl Doomed {
+    /// Removes its files: of an image gigabytes, which may take seconds. What a crash leaves of them the sweep removes.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn remove(self) -> io::Result<()> {
+        fs::remove_dir_all(&self.0)
+    }
+}
+
+/// Takes the published `name` below `parent` away, in one short step: the name is free afterwards.
 ///
 /// # Errors
 /// When the file system refuses.
-pub fn remove(parent: &Path, name: &str) -> io::Result<()> {
-    let doomed = parent.join(format!("{name}.deleted{SUFFIX}"));
-    match fs::remove_dir_all(&doomed) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => fs::rename(parent.join(name), &doomed)?,
-    }
-    fs::remove_dir_all(&doomed)
+pub fn doom(parent: &Path, name: &str) -> io::Result<Doomed> {
+    // Of its own name: one that was called the same may still be on its way out. A rename replaces an empty directory.
+    let directory = tempfile::Builder::new().prefix(&format!("{name}.deleted.")).suffix(SUFFIX).tempdir_in(parent)?;
+    fs::rename(parent.join(name), directory.path())?;
+    Ok(Doomed(directory.keep()))
 }
 
 /// Bytes that a directory's files take on disk (not their length: images are sparse).
@@ -192,6 +205,28 @@ mod tests {
         let staging = Staging::create(parent.path(), "thing").unwrap();
         assert!(matches!(staging.publish("thing"), Err(StagingError::Taken { .. })));
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_doomed_is_out_of_the_way_at_once_and_swept_after_a_crash() {
+        let parent = tempfile::tempdir().unwrap();
+        let make = || {
+            fs::create_dir(parent.path().join("thing")).unwrap();
+            fs::write(parent.path().join("thing/file"), "x").unwrap();
+        };
+        make();
+        let first = doom(parent.path(), "thing").unwrap();
+        assert!(!parent.path().join("thing").exists());
+        // The next of that name does not have to wait for the first one's files.
+        make();
+        let second = doom(parent.path(), "thing").unwrap();
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 2);
+        first.remove().unwrap();
+        drop(second);
+        assert_eq!(sweep(parent.path()).unwrap(), 1);
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+        assert!(doom(parent.path(), "thing").is_err(), "there is none");
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
     }
 
     #[test]

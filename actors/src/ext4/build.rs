@@ -24,7 +24,7 @@ pub struct Label(pub &'static str);
 /// # Errors
 /// When the tree cannot be laid out or the file not be written.
 pub fn build(tree: Tree, path: &Path, label: Label) -> Result<Built, Ext4Error> {
-    let digest = tree.digest();
+    let digest = tree.digest()?;
     build_as(tree, path, label, &digest)
 }
 

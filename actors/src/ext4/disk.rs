@@ -2,6 +2,9 @@
 //!
 //! The templates are a cache: the few that were used last are kept. Any of them may be removed at any time, by hand too; a copy
 //! under way holds the file open, and one that has not begun has a new template made.
+//!
+//! A disk has its name only once it is whole: what a daemon that was killed left of one is never booted from. It is not synced,
+//! for a create waits for one sync only, that of its record: what a power cut takes of a new disk is what it takes of any file.
 
 use super::Ext4Error;
 use nix::errno::Errno;
@@ -25,6 +28,8 @@ const TEMPLATE_GENERATION: u32 = 1;
 pub(super) const TEMPLATES_MAX: usize = 8;
 /// What is left of a template whose making was cut off is removed after so long; making one takes a second.
 const PARTIAL_LIFETIME: Duration = Duration::from_secs(3600);
+/// The end of the name of a disk that is being copied, in the directory of the disk. It begins with a dot and the disk's name.
+const UNFINISHED: &str = ".partial";
 /// How often a template may vanish between being found and being opened: with each, another create has made more of them.
 const ATTEMPTS: usize = 8;
 /// One inode for this many bytes. Twice mke2fs's own ratio: 262,144 files on 8 GiB, and half the tables that could be written.
@@ -36,7 +41,7 @@ const DIRECTORIES: [&str; 5] = ["upper", "work", "docker", "containerd", "contai
 /// system. It is that of the template: VMs never see each other's disks, and a new one would mean to rewrite every checksum.
 ///
 /// # Errors
-/// When the size is absurd, the disk is full or mke2fs fails; nothing is left at `path` then.
+/// When the size is absurd, something is at `path`, the disk is full or mke2fs fails; nothing more is there then.
 pub fn create_disk(templates: &Path, path: &Path, size_bytes: u64) -> Result<Uuid, Ext4Error> {
     let mut attempt = 1;
     loop {
@@ -45,13 +50,38 @@ pub fn create_disk(templates: &Path, path: &Path, size_bytes: u64) -> Result<Uui
             Ok(source) => {
                 // What was used last is kept longest; a cache that cannot be kept in order still serves.
                 drop(source.set_modified(SystemTime::now()));
-                copy_from(&source, path)?;
+                place(&source, path)?;
                 return Ok(template.uuid);
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound && attempt < ATTEMPTS => attempt += 1,
             Err(source) => return Err(Ext4Error::write(&template.path, source)),
         }
     }
+}
+
+/// Copies a template to `path`, which has it all or nothing.
+fn place(source: &File, path: &Path) -> Result<(), Ext4Error> {
+    let failed = |error| Ext4Error::write(path, error);
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let prefix = format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy());
+    sweep(directory, &prefix).map_err(failed)?;
+    let unfinished =
+        tempfile::Builder::new().prefix(&prefix).suffix(UNFINISHED).tempfile_in(directory).map_err(failed)?;
+    copy_extents(source, unfinished.as_file()).map_err(failed)?;
+    unfinished.persist_noclobber(path).map(drop).map_err(|error| failed(error.error))
+}
+
+/// Removes what a daemon that was killed left of a disk. A copy that still goes on, for an actor that has died, fails by it.
+fn sweep(directory: &Path, prefix: &str) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(prefix) && name.ends_with(UNFINISHED) {
+            remove_if_there(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Refuses sizes that make no sense.

@@ -22,6 +22,10 @@ pub enum Ext4Error {
     Attribute { path: String, name: String },
     #[error("the archive holds more than {limit} {what}")]
     TooMuch { what: &'static str, limit: u64 },
+    #[error("`{path}` in the archive is larger than {} MiB", limit >> 20)]
+    TooLarge { path: String, limit: u64 },
+    #[error("it was stopped")]
+    Cancelled,
     #[error("failed to keep the archive's contents in `{}`", path.display())]
     Spool {
         path: PathBuf,
@@ -78,13 +82,15 @@ impl From<&Ext4Error> for WireError {
         let kind = match error {
             Ext4Error::Archive(_) => ErrorKind::Download,
             Ext4Error::NoSpace { .. } => ErrorKind::Resources,
+            Ext4Error::Cancelled => ErrorKind::Cancelled,
             Ext4Error::DiskSize { .. } => ErrorKind::Usage,
             Ext4Error::BadPath { .. }
             | Ext4Error::ParentNotDirectory { .. }
             | Ext4Error::DanglingLink { .. }
             | Ext4Error::Kind { .. }
             | Ext4Error::Attribute { .. }
-            | Ext4Error::TooMuch { .. } => ErrorKind::Usage,
+            | Ext4Error::TooMuch { .. }
+            | Ext4Error::TooLarge { .. } => ErrorKind::Usage,
             Ext4Error::Spool { .. } | Ext4Error::Write { .. } | Ext4Error::NoMke2fs | Ext4Error::Tool { .. } => {
                 ErrorKind::Host
             }

@@ -3,9 +3,12 @@
 //! Spools are filled side by side, and the file must not tell which was faster: the second's contents lie behind the first's,
 //! and so on. So where a spool's contents go is known once all before it are complete. What comes earlier takes a detour through
 //! a nameless file; [`ImageFile::settle`] brings it home.
+//!
+//! It also keeps count of what all that is read for it takes in memory: layers are read side by side, and their bound is one.
 
 use super::Ext4Error;
 use super::spool::has_room;
+use super::tree::{CONTENT_MAX, NODES_MAX};
 use super::writer::{BLOCK, DATA_START};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
@@ -14,11 +17,31 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tempfile::{NamedTempFile, TempPath};
+use tokio_util::sync::CancellationToken;
 
 /// How much is copied at once where the kernel cannot do it by itself, in bytes.
 const CHUNK: usize = 1 << 20;
+/// The most that names, targets of links and attributes of all archives of one image may take, in bytes: they stay in memory until
+/// it is written. An image of half a million files has some 50 MiB of them.
+pub(super) const NAMES_MAX: u64 = 512 << 20;
+
+/// What may be read for one image, and until when.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// The most contents that one archive may have, in bytes.
+    pub contents: u64,
+    /// Ends the reading: a few kilobytes of an archive can be hours of work.
+    pub cancel: CancellationToken,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { contents: CONTENT_MAX, cancel: CancellationToken::new() }
+    }
+}
 
 /// The file, which vanishes unless it is kept.
 #[derive(Debug)]
@@ -27,6 +50,9 @@ pub struct ImageFile {
     path: Mutex<Option<TempPath>>,
     directory: PathBuf,
     segments: Mutex<Vec<Segment>>,
+    limits: Limits,
+    entries: AtomicU64,
+    names: AtomicU64,
 }
 
 /// One spool's part of the file.
@@ -44,10 +70,19 @@ impl ImageFile {
     /// # Errors
     /// When the file system refuses.
     pub fn create(directory: &Path) -> Result<Self, Ext4Error> {
+        Self::limited(directory, Limits::default())
+    }
+
+    /// The same, with limits of the caller's.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn limited(directory: &Path, limits: Limits) -> Result<Self, Ext4Error> {
         let made = NamedTempFile::with_prefix_in(".contents-", directory);
         let (file, path) = made.map_err(|source| Ext4Error::spool(directory, source))?.into_parts();
         let (path, segments) = (Mutex::new(Some(path)), Mutex::default());
-        Ok(Self { file, path, directory: directory.to_owned(), segments })
+        let (entries, names) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Self { file, path, directory: directory.to_owned(), segments, limits, entries, names })
     }
 
     /// Where it lies.
@@ -62,6 +97,35 @@ impl ImageFile {
 
     pub(super) fn failed(&self, source: io::Error) -> Ext4Error {
         Ext4Error::spool(&self.directory, source)
+    }
+
+    /// # Errors
+    /// When it was cancelled.
+    pub(super) fn check_cancelled(&self) -> Result<(), Ext4Error> {
+        if self.limits.cancel.is_cancelled() { Err(Ext4Error::Cancelled) } else { Ok(()) }
+    }
+
+    /// # Errors
+    /// When an archive has more contents than it may.
+    pub(super) fn check_contents(&self, bytes: u64) -> Result<(), Ext4Error> {
+        let limit = self.limits.contents;
+        if bytes > limit { Err(Ext4Error::TooMuch { what: "bytes", limit }) } else { Ok(()) }
+    }
+
+    /// Takes note of an entry that stays in memory, with so many bytes of names and attributes.
+    ///
+    /// # Errors
+    /// When there are too many, or it was cancelled.
+    pub(super) fn remember(&self, names: u64) -> Result<(), Ext4Error> {
+        self.check_cancelled()?;
+        let limit = NODES_MAX as u64;
+        if self.entries.fetch_add(1, Ordering::Relaxed) >= limit {
+            return Err(Ext4Error::TooMuch { what: "entries", limit });
+        }
+        if self.names.fetch_add(names, Ordering::Relaxed).saturating_add(names) > NAMES_MAX {
+            return Err(Ext4Error::TooMuch { what: "bytes of names and attributes", limit: NAMES_MAX });
+        }
+        Ok(())
     }
 
     fn segments(&self) -> MutexGuard<'_, Vec<Segment>> {

@@ -25,6 +25,18 @@ pub struct Entry {
     pub attributes: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
+impl Entry {
+    /// Bytes of what it has of no fixed size.
+    pub(super) fn names(&self) -> usize {
+        let target = match &self.what {
+            What::Symlink(target) | What::HardLink(target) => target.len(),
+            What::Directory | What::File(_) | What::Special(_) => 0,
+        };
+        let attributes = self.attributes.iter().map(|(name, value)| name.len() + value.len());
+        self.path.len() + target + attributes.sum::<usize>()
+    }
+}
+
 /// What an entry is.
 #[derive(Debug)]
 pub enum What {
@@ -52,9 +64,6 @@ impl Layer {
         let mut entries = Vec::new();
         let keep = |_: &[u8]| Verdict::Keep;
         read_entries(reader, keep, &mut spool, |entry| {
-            if entries.len() >= super::tree::NODES_MAX {
-                return Err(Ext4Error::TooMuch { what: "entries", limit: super::tree::NODES_MAX as u64 });
-            }
             entries.push(entry);
             Ok(())
         })?;

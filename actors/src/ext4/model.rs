@@ -152,7 +152,7 @@ impl Model {
             Kind::Directory => What::Directory,
             Kind::File(contents) if contents.is_empty() && called_directory => What::Directory,
             Kind::File(contents) => What::File(contents.clone()),
-            Kind::Symlink(target) if target.len() >= 4096 || target.contains(&0) => return Err(Fault::BadPath),
+            Kind::Symlink(target) if target.contains(&0) => return Err(Fault::BadPath),
             Kind::Symlink(target) => What::Symlink(target.clone()),
             Kind::Fifo => What::Other("fifo".to_owned()),
             Kind::Char(major, minor) => What::Other(format!("char {major}:{minor}")),
@@ -315,6 +315,7 @@ fn readable(item: &Item) -> Result<(), Fault> {
     match &item.what {
         Kind::Unknown(_) => Err(Fault::Kind),
         Kind::Symlink(target) | Kind::Link(target) if target.is_empty() => Err(Fault::Kind),
+        Kind::Symlink(target) | Kind::Link(target) if target.len() >= 4096 => Err(Fault::BadPath),
         _ => Ok(()),
     }
 }

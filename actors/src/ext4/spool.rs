@@ -127,6 +127,8 @@ impl Spool {
 
     /// Writes what is gathered. Zeros are a hole: what only claims to be large takes no space.
     fn flush(&mut self) -> Result<(), Ext4Error> {
+        // A hole is read without its archive being read, where it would be seen.
+        self.image.check_cancelled()?;
         if self.base.is_none() {
             self.base = self.image.base(self.number);
         }

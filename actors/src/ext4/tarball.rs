@@ -2,9 +2,12 @@
 
 use super::archive::{Archive, Member};
 use super::layer::{Entry, What};
+use super::path::{PATH_LENGTH_MAX, beginning, shown};
 use super::spool::Spool;
-use super::tree::{CONTENT_MAX, Special, shown};
+use super::tree::Special;
+use super::writer::attributes::{NAME_MAX, ROOM};
 use super::{Ext4Error, Meta, Tree};
+use std::collections::BTreeMap;
 use std::io::Read;
 use tar::EntryType;
 
@@ -18,6 +21,10 @@ pub enum Verdict {
     /// Kept, elsewhere. Hard links to it would not find it.
     Rename(Vec<u8>),
 }
+
+/// More than this of one file's attributes, names among them, the writer has no room for: each takes as much there as here, and an
+/// access control list at least half.
+const ATTRIBUTES_MAX: usize = 2 * (ROOM.0 + ROOM.1);
 
 /// Attributes of the host that mean nothing in an image.
 const HOST_ATTRIBUTES: [&[u8]; 2] = [b"security.selinux", b"security.ima"];
@@ -53,7 +60,9 @@ pub fn read_entries(
             Verdict::Empty => (path, Contents::Dropped),
             Verdict::Drop => continue,
         };
-        each(read_entry(path, member, &mut archive, contents, spool)?)?;
+        let entry = read_entry(path, member, &mut archive, contents, spool)?;
+        spool.image().remember(entry.names() as u64)?;
+        each(entry)?;
     }
     Ok(())
 }
@@ -73,12 +82,14 @@ enum Contents {
 
 fn read_entry<R: Read>(
     path: Vec<u8>,
-    member: Member,
+    mut member: Member,
     archive: &mut Archive<R>,
     contents: Contents,
     spool: &mut Spool,
 ) -> Result<Entry, Ext4Error> {
-    let attributes = attributes(&member);
+    // Here, where only one of them is in memory: an archive may claim a megabyte of each for every entry, and compress it to nothing.
+    check_length(&path, &path)?;
+    let attributes = attributes(&path, std::mem::take(&mut member.attributes))?;
     let meta = meta(&path, &member)?;
     let what = match member.header.entry_type() {
         EntryType::Directory => What::Directory,
@@ -88,10 +99,10 @@ fn read_entry<R: Read>(
         }
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => What::File(match contents {
             // Before any of it is read: a hole of any size takes no bytes in an archive.
-            Contents::Kept if spool.length().saturating_add(member.size) > CONTENT_MAX => {
-                return Err(Ext4Error::TooMuch { what: "bytes", limit: CONTENT_MAX });
+            Contents::Kept => {
+                spool.image().check_contents(spool.length().saturating_add(member.size))?;
+                spool.append(archive)?
             }
-            Contents::Kept => spool.append(archive)?,
             Contents::Dropped => spool.append(&mut std::io::empty())?,
         }),
         EntryType::Symlink => What::Symlink(link_target(&path, member)?),
@@ -127,6 +138,7 @@ fn link_target(path: &[u8], member: Member) -> Result<Vec<u8>, Ext4Error> {
     if member.link.is_empty() {
         return Err(Ext4Error::Kind { path: shown(path), kind: "a link to nothing".to_owned() });
     }
+    check_length(path, &member.link)?;
     Ok(member.link)
 }
 
@@ -137,9 +149,25 @@ fn device(path: &[u8], header: &tar::Header) -> Result<(u32, u32), Ext4Error> {
     Ok((major, minor))
 }
 
-fn attributes(member: &Member) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let kept = |(name, _): &&(Vec<u8>, Vec<u8>)| !HOST_ATTRIBUTES.contains(&name.as_slice());
-    member.attributes.iter().filter(kept).cloned().collect()
+/// `text` is a path or a target, at `path` in the archive.
+fn check_length(path: &[u8], text: &[u8]) -> Result<(), Ext4Error> {
+    if text.len() >= PATH_LENGTH_MAX { Err(Ext4Error::BadPath { path: beginning(path) }) } else { Ok(()) }
+}
+
+type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// The attributes that count. Of those that are said twice it is the last.
+fn attributes(path: &[u8], said: Attributes) -> Result<Attributes, Ext4Error> {
+    let kept = |(name, _): &(Vec<u8>, Vec<u8>)| !HOST_ATTRIBUTES.contains(&name.as_slice());
+    let attributes: BTreeMap<_, _> = said.into_iter().filter(kept).collect();
+    let mut left = ATTRIBUTES_MAX;
+    for (name, value) in &attributes {
+        left = match left.checked_sub(name.len() + value.len()) {
+            Some(left) if name.len() <= NAME_MAX => left,
+            _ => return Err(Ext4Error::Attribute { path: beginning(path), name: beginning(name) }),
+        };
+    }
+    Ok(attributes.into_iter().collect())
 }
 
 #[cfg(test)]

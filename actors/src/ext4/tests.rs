@@ -3,9 +3,10 @@
 #![cfg(test)]
 
 use super::disk::{SIZE_MAX, SIZE_MIN, TEMPLATES_MAX, copy_from, create_disk};
+use super::image_file::NAMES_MAX;
 use super::layer::Layer;
 use super::tarball::{Verdict, read_tar};
-use super::{Built, Ext4Error, Hashes, ImageFile, Label, Meta, Spool, Tree, build, build_as};
+use super::{Built, Ext4Error, Hashes, ImageFile, Label, Limits, Meta, Spool, Tree, build, build_as};
 use messages::{ErrorKind, WireError};
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -13,6 +14,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use tokio_util::sync::CancellationToken;
 
 fn tool(program: &str, arguments: &[&str], path: &Path) -> (bool, String) {
     let search = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
@@ -257,6 +259,131 @@ fn what_cannot_be_stored_is_a_typed_error() {
     ));
 }
 
+/// A megabyte of zeros or so for each of a million entries compresses to nothing: it must not come to be kept.
+#[test]
+fn what_an_entry_makes_one_keep_is_bounded_when_it_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = Arc::new(ImageFile::create(directory.path()).unwrap());
+    let mut number = 0;
+    let mut read = |records: &[(&str, &[u8])], kind: tar::EntryType| {
+        let mut archive = Archive::new();
+        archive.pax(records);
+        match kind {
+            tar::EntryType::Regular => archive.file("name", b""),
+            link => archive.link("name", link, "target"),
+        }
+        let spool = Spool::new(&image, number, Hashes::Left);
+        number += 1;
+        Layer::read(archive.bytes().as_slice(), spool).map(|mut layer| layer.entries.remove(0))
+    };
+    let (longest, longer) = ([b'd'; 4095], [b'd'; 4096]);
+    assert_eq!(read(&[("path", &longest)], tar::EntryType::Regular).unwrap().path, longest);
+    for (key, kind) in
+        [("path", tar::EntryType::Regular), ("linkpath", tar::EntryType::Symlink), ("linkpath", tar::EntryType::Link)]
+    {
+        let error = read(&[(key, &longer)], kind).err().unwrap();
+        assert!(matches!(error, Ext4Error::BadPath { .. }), "{key}: {error}");
+        assert!(error.to_string().len() < 200, "{error}");
+    }
+    let named = |length: usize| format!("SCHILY.xattr.user.{}", "n".repeat(length - 5));
+    assert_eq!(read(&[(&named(255), b"x")], tar::EntryType::Regular).unwrap().attributes.len(), 1);
+    let values = |length: usize| vec![b'v'; length];
+    for records in [
+        vec![(named(256), values(1))],
+        vec![(named(6), values(9000))],
+        (6..15).map(|length| (named(length), values(1000))).collect(),
+    ] {
+        let records: Vec<_> = records.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
+        let error = read(&records, tar::EntryType::Regular).err().unwrap();
+        assert!(matches!(error, Ext4Error::Attribute { .. }), "{error}");
+        assert!(error.to_string().len() < 300, "{error}");
+    }
+    // Said again and again, it is kept once.
+    let again = vec![(named(6), values(1000)); 20];
+    let again: Vec<_> = again.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
+    assert_eq!(read(&again, tar::EntryType::Regular).unwrap().attributes.len(), 1);
+    // All layers of an image share one bound.
+    image.remember(NAMES_MAX - 8000).unwrap();
+    let error = read(&[("path", &longest)], tar::EntryType::Regular).err().unwrap();
+    assert!(matches!(error, Ext4Error::TooMuch { what: "bytes of names and attributes", .. }), "{error}");
+}
+
+fn read_layer(image: &Arc<ImageFile>, number: usize, archive: Archive) -> Result<Layer, Ext4Error> {
+    Layer::read(archive.bytes().as_slice(), Spool::new(image, number, Hashes::Left))
+}
+
+#[test]
+fn a_directory_is_looked_through_once_for_all_markers_of_a_layer() {
+    const MANY: usize = 100_000;
+    let directory = tempfile::tempdir().unwrap();
+    let image = Arc::new(ImageFile::create(directory.path()).unwrap());
+    let mut tree = Tree::layered(Arc::clone(&image));
+    let mut base = Archive::new();
+    base.file("d/old", b"");
+    tree.add_layer(read_layer(&image, 0, base).unwrap()).unwrap();
+    let mut top = Archive::new();
+    for number in 0..MANY {
+        top.link(&format!("d/e/f/{number}"), tar::EntryType::Symlink, "x");
+    }
+    for _ in 0..MANY / 3 {
+        // The one that is deepest first, so that each would look through what is below it once more.
+        for marker in ["d/e/f/.wh..wh..opq", "d/e/.wh..wh..opq", ".wh.d"] {
+            top.file(marker, b"");
+        }
+    }
+    let top = read_layer(&image, 1, top).unwrap();
+    let started = std::time::Instant::now();
+    tree.add_layer(top).unwrap();
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    assert!(!tree.contains(b"d/old").unwrap() && tree.contains(b"d/e/f/99999").unwrap());
+}
+
+#[test]
+fn reading_and_stacking_end_when_they_are_cancelled() {
+    let directory = tempfile::tempdir().unwrap();
+    let cancel = CancellationToken::new();
+    let limits = Limits { cancel: cancel.clone(), ..Limits::default() };
+    let image = Arc::new(ImageFile::limited(directory.path(), limits).unwrap());
+    let one = || {
+        let mut archive = Archive::new();
+        archive.file("f", b"contents");
+        archive
+    };
+    let read = read_layer(&image, 0, one()).unwrap();
+    let mut tree = Tree::layered(Arc::clone(&image));
+    cancel.cancel();
+    assert!(matches!(read_layer(&image, 1, one()), Err(Ext4Error::Cancelled)));
+    assert!(matches!(tree.add_layer(read), Err(Ext4Error::Cancelled)));
+    assert!(matches!(tree.digest(), Err(Ext4Error::Cancelled)));
+    assert_eq!(WireError::from(&Ext4Error::Cancelled).kind, ErrorKind::Cancelled);
+}
+
+/// By way of links a directory lies deeper than any path is long.
+#[test]
+fn a_long_path_is_in_memory_once_however_many_names_are_below_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut tree = Tree::create(directory.path()).unwrap();
+    let mut end = "d/".repeat(2000);
+    for number in 0..10 {
+        tree.directory(end.as_bytes(), Meta::root(0o755)).unwrap();
+        tree.symlink(format!("l{number}").as_bytes(), Meta::root(0o777), end.as_bytes()).unwrap();
+        end = format!("l{number}/{}", "d/".repeat(2000));
+    }
+    for number in 0..3000 {
+        tree.file(format!("l9/f{number}").as_bytes(), Meta::root(0o644), &mut std::io::empty()).unwrap();
+    }
+    let peak = || {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    };
+    let before = peak();
+    let mut longest = 0;
+    assert_eq!(tree.files(|path| (longest = longest.max(path.len()), false).1).len(), 0);
+    assert!(longest > 10 * 4000, "{longest}");
+    assert!(peak() - before < 32 << 20, "{} MiB", (peak() - before) >> 20);
+}
+
 /// Names are bytes to a kernel.
 #[test]
 fn names_need_not_be_text() {
@@ -327,6 +454,43 @@ fn a_disk_is_a_sparse_copy_of_a_template() {
     }
     assert!(create_disk(&templates, &two, 256 << 20).is_err(), "a disk that is there is not replaced");
     assert!(two.exists());
+}
+
+/// A daemon that is killed in the middle of a copy leaves no disk, and what it leaves goes with the next copy.
+#[test]
+fn a_disk_has_its_name_only_once_it_is_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let (templates, vm) = (directory.path().join("templates"), directory.path().join("vm"));
+    fs::create_dir(&vm).unwrap();
+    let disk = vm.join("disk.ext4");
+    for planted in [".disk.ext4.x1.partial", "console.log"] {
+        fs::write(vm.join(planted), "half of it").unwrap();
+    }
+    create_disk(&templates, &disk, 64 << 20).unwrap();
+    let names = || {
+        let entries = fs::read_dir(&vm).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        entries.collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(names(), ["console.log".to_owned(), "disk.ext4".to_owned()].into());
+    // Whoever looks at the name at any moment sees nothing or all of it.
+    let whole = fs::read(&disk).unwrap();
+    let made = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..30 {
+                fs::remove_file(&disk).unwrap();
+                create_disk(&templates, &disk, 64 << 20).unwrap();
+            }
+            made.store(true, std::sync::atomic::Ordering::SeqCst);
+        });
+        while !made.load(std::sync::atomic::Ordering::SeqCst) {
+            if let Ok(bytes) = fs::read(&disk) {
+                assert!(bytes == whole, "a disk was there before it was whole");
+            }
+        }
+    });
+    assert!(create_disk(&templates, &disk, 64 << 20).is_err());
+    assert_eq!(names().len(), 2, "nor does one that fails leave anything");
 }
 
 /// Those used last stay, others go, and nothing else in the directory is touched.

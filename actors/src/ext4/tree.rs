@@ -6,8 +6,9 @@
 //! do. The layers of a container image are put on top of one another: each name knows the layer that touched it last.
 
 use super::Ext4Error;
-use super::image_file::ImageFile;
+use super::image_file::{ImageFile, Limits};
 use super::layer::{Entry, Layer, What, Whiteout, whiteout};
+use super::path::{NAME_LENGTH_MAX, PATH_LENGTH_MAX, shown, split};
 use super::spool::{Hashes, Spool, SpoolReader, Spooled};
 pub use super::writer::{Meta, Special};
 use sha2::{Digest, Sha256};
@@ -22,10 +23,6 @@ pub(super) const NODES_MAX: usize = 4_000_000;
 pub(super) const CONTENT_MAX: u64 = 256 << 30;
 /// How many symbolic links one path may lead through (Linux: `MAXSYMLINKS`, linux/namei.h).
 const LINKS_MAX: usize = 40;
-/// The longest path or target of a link (`PATH_MAX`, linux/limits.h).
-const PATH_LENGTH_MAX: usize = 4096;
-/// The longest name (`EXT4_NAME_LEN`, fs/ext4/ext4.h).
-const NAME_LENGTH_MAX: usize = 255;
 
 #[derive(Debug)]
 pub(super) enum Kind {
@@ -48,6 +45,15 @@ pub(super) struct Node {
     pub(super) kind: Kind,
     pub(super) meta: Meta,
     pub(super) attributes: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Of a directory: the last layer that took away what those below it had put there. Whatever that layer puts there afterwards
+    /// is its own, so it never has to be looked through again for it.
+    pruned: u32,
+}
+
+impl Node {
+    const fn new(kind: Kind, meta: Meta) -> Self {
+        Self { kind, meta, attributes: BTreeMap::new(), pruned: 0 }
+    }
 }
 
 /// The tree. Node 0 is its root.
@@ -75,7 +81,15 @@ impl Tree {
     /// # Errors
     /// When the file system of that refuses.
     pub fn create(directory: &Path) -> Result<Self, Ext4Error> {
-        let image = Arc::new(ImageFile::create(directory)?);
+        Self::limited(directory, Limits::default())
+    }
+
+    /// The same, with limits of the caller's.
+    ///
+    /// # Errors
+    /// When the file system of that refuses.
+    pub fn limited(directory: &Path, limits: Limits) -> Result<Self, Ext4Error> {
+        let image = Arc::new(ImageFile::limited(directory, limits)?);
         let spool = Spool::new(&image, 0, Hashes::Kept);
         Ok(Self { spools: vec![spool], ..Self::layered(image) })
     }
@@ -83,15 +97,14 @@ impl Tree {
     /// An empty tree whose contents come with its layers, which have put them into `image`.
     #[must_use]
     pub fn layered(image: Arc<ImageFile>) -> Self {
-        let root =
-            Node { kind: Kind::Directory(BTreeMap::new()), meta: Meta::root(0o755), attributes: BTreeMap::new() };
+        let root = Node::new(Kind::Directory(BTreeMap::new()), Meta::root(0o755));
         Self { nodes: vec![root], image, spools: Vec::new(), layer: 0 }
     }
 
     /// Puts a layer on top: entries, whiteouts and opaque directories, in its own order.
     ///
     /// # Errors
-    /// When an entry cannot be put where it says.
+    /// When an entry cannot be put where it says, or it was cancelled.
     pub fn add_layer(&mut self, layer: Layer) -> Result<(), Ext4Error> {
         let number =
             u16::try_from(self.spools.len()).map_err(|_| Ext4Error::TooMuch { what: "layers", limit: 65_535 })?;
@@ -99,6 +112,8 @@ impl Tree {
         self.layer += 1;
         self.check_content()?;
         for mut entry in layer.entries {
+            // One entry may lead through tens of thousands of directories, and there may be millions.
+            self.image.check_cancelled()?;
             if let What::File(spooled) = &mut entry.what {
                 spooled.spool = number;
             }
@@ -166,7 +181,12 @@ impl Tree {
         let layer = self.layer;
         let mut waiting = vec![directory];
         while let Some(directory) = waiting.pop() {
-            if let Kind::Directory(names) = &mut self.nodes[directory].kind {
+            let node = &mut self.nodes[directory];
+            // Once for each layer: a million markers in a directory of a million files are two million steps, not a trillion.
+            if std::mem::replace(&mut node.pruned, layer) == layer {
+                continue;
+            }
+            if let Kind::Directory(names) = &mut node.kind {
                 names.retain(|_, name| name.layer == layer);
                 waiting.extend(names.values().map(|name| name.node));
             }
@@ -174,10 +194,7 @@ impl Tree {
     }
 
     fn check_content(&self) -> Result<(), Ext4Error> {
-        if self.content_bytes() > CONTENT_MAX {
-            return Err(Ext4Error::TooMuch { what: "bytes", limit: CONTENT_MAX });
-        }
-        Ok(())
+        self.image.check_contents(self.content_bytes())
     }
 
     /// Makes a directory, or gives one that is there this metadata.
@@ -282,10 +299,14 @@ impl Tree {
     /// The contents of the regular file at `path`; `None` where there is none.
     ///
     /// # Errors
-    /// When the path is no path or the contents cannot be read back.
-    pub fn contents(&self, path: &[u8]) -> Result<Option<Vec<u8>>, Ext4Error> {
+    /// When the path is no path, there are more than `most` bytes (a hole of any size takes none in an archive), or they cannot be
+    /// read back.
+    pub fn contents(&self, path: &[u8], most: u64) -> Result<Option<Vec<u8>>, Ext4Error> {
         let Some(node) = self.find(path)? else { return Ok(None) };
         let Kind::File(spooled) = &self.nodes[node].kind else { return Ok(None) };
+        if spooled.length > most {
+            return Err(Ext4Error::TooLarge { path: shown(path), limit: most });
+        }
         let mut bytes = Vec::new();
         self.reader(spooled).read_to_end(&mut bytes).map_err(|source| self.image.failed(source))?;
         Ok(Some(bytes))
@@ -306,7 +327,7 @@ impl Tree {
         if !matches!(&self.nodes[node].kind, Kind::File(spooled) if spooled.length <= most) {
             return Ok(());
         }
-        let Some(old) = self.contents(path)? else { return Ok(()) };
+        let Some(old) = self.contents(path, most)? else { return Ok(()) };
         let new = change(old.clone());
         if new != old {
             let spooled = self.spools.first_mut().expect("created with its spool").append(&mut new.as_slice())?;
@@ -326,26 +347,34 @@ impl Tree {
         }))
     }
 
-    /// The paths of all regular files, sorted within each directory.
+    /// The paths of those regular files that are `wanted`, sorted within each directory.
     #[must_use]
-    pub fn files(&self) -> Vec<Vec<u8>> {
+    pub fn files(&self, mut wanted: impl FnMut(&[u8]) -> bool) -> Vec<Vec<u8>> {
         let mut files = Vec::new();
-        self.walk(|path, node| {
-            if matches!(node.kind, Kind::File(_)) {
+        self.walk(|path, index| {
+            if matches!(self.nodes[index].kind, Kind::File(_)) && wanted(path) {
                 files.push(path.to_owned());
             }
         });
         files
     }
 
-    /// Visits every name below the root; a hard link under each of its names.
-    pub(super) fn walk(&self, mut visit: impl FnMut(&[u8], &Node)) {
-        let mut stack = vec![(Vec::new(), 0)];
-        while let Some((path, index)) = stack.pop() {
-            let node = &self.nodes[index];
-            visit(&path, node);
-            if let Kind::Directory(children) = &node.kind {
-                stack.extend(children.iter().rev().map(|(name, child)| (below(&path, name), child.node)));
+    /// Visits the root and every name below it; a hard link under each of its names.
+    ///
+    /// One path serves all: by way of links they may be far longer than any that can be asked for, times millions of names.
+    pub(super) fn walk(&self, mut visit: impl FnMut(&[u8], usize)) {
+        let mut path = Vec::new();
+        let mut stack: Vec<(usize, &[u8], usize)> = vec![(0, b"", 0)];
+        while let Some((above, name, index)) = stack.pop() {
+            path.truncate(above);
+            if above > 0 {
+                path.push(b'/');
+            }
+            path.extend_from_slice(name);
+            visit(&path, index);
+            if let Kind::Directory(children) = &self.nodes[index].kind {
+                let above = path.len();
+                stack.extend(children.iter().rev().map(|(name, child)| (above, name.as_slice(), child.node)));
             }
         }
     }
@@ -357,15 +386,19 @@ impl Tree {
     }
 
     /// Of all that ends up in the file system: equal trees have equal digests.
-    #[must_use]
-    pub fn digest(&self) -> [u8; 32] {
+    ///
+    /// # Errors
+    /// When it was cancelled.
+    pub fn digest(&self) -> Result<[u8; 32], Ext4Error> {
         let mut hash = Sha256::new();
-        let mut stack = vec![(Vec::new(), 0)];
-        while let Some((path, index)) = stack.pop() {
+        self.walk(|path, index| {
+            if self.image.check_cancelled().is_err() {
+                return;
+            }
             let node = &self.nodes[index];
             let meta = &node.meta;
             // Every field ends in a byte that no field contains, so that no two trees give the same text.
-            hash.update(&path);
+            hash.update(path);
             hash.update(format!("\0{:o} {} {} {}.{:09}\0", meta.mode, meta.uid, meta.gid, meta.mtime.0, meta.mtime.1));
             for (name, value) in &node.attributes {
                 hash.update(name);
@@ -373,10 +406,7 @@ impl Tree {
                 hash.update(value);
             }
             match &node.kind {
-                Kind::Directory(children) => {
-                    hash.update(b"d");
-                    stack.extend(children.iter().rev().map(|(name, child)| (below(&path, name), child.node)));
-                }
+                Kind::Directory(_) => hash.update(b"d"),
                 Kind::File(spooled) => {
                     // The index tells hard links from equal files.
                     hash.update(format!("f{} {index}\0", spooled.length));
@@ -389,8 +419,9 @@ impl Tree {
                 }
                 Kind::Special(special) => hash.update(format!("s{special:?}\0")),
             }
-        }
-        hash.finalize().into()
+        });
+        self.image.check_cancelled()?;
+        Ok(hash.finalize().into())
     }
 
     pub(super) fn nodes(&self) -> &[Node] {
@@ -444,7 +475,7 @@ impl Tree {
         if node >= NODES_MAX {
             return Err(Ext4Error::TooMuch { what: "entries", limit: NODES_MAX as u64 });
         }
-        self.nodes.push(Node { kind, meta, attributes: BTreeMap::new() });
+        self.nodes.push(Node::new(kind, meta));
         let layer = self.layer;
         self.children(parent).insert(name.to_owned(), Name { node, layer });
         Ok(())
@@ -536,37 +567,4 @@ impl Tree {
             }
         }
     }
-}
-
-/// Those before the last, and the last.
-type Components<'a> = (Vec<&'a [u8]>, Option<&'a [u8]>);
-
-/// Components of a path; `.` and empty ones count for nothing.
-fn split(path: &[u8]) -> Result<Components<'_>, Ext4Error> {
-    let mut components = Vec::new();
-    if path.len() >= PATH_LENGTH_MAX {
-        return Err(Ext4Error::BadPath { path: format!("{}…", shown(&path[..64])) });
-    }
-    for component in path.split(|byte| *byte == b'/') {
-        match component {
-            b"" | b"." => {}
-            b".." => return Err(Ext4Error::BadPath { path: shown(path) }),
-            name if name.len() > NAME_LENGTH_MAX || name.contains(&0) => {
-                return Err(Ext4Error::BadPath { path: shown(path) });
-            }
-            name => components.push(name),
-        }
-    }
-    let last = components.pop();
-    Ok((components, last))
-}
-
-/// The path of a name in the directory at `path`, which is empty for the root.
-fn below(path: &[u8], name: &[u8]) -> Vec<u8> {
-    if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() }
-}
-
-/// A path as an error shows it.
-pub(super) fn shown(path: &[u8]) -> String {
-    path.escape_ascii().to_string()
 }

@@ -9,6 +9,7 @@ use super::messages::{
 use super::oci::newest;
 use super::{ImageError, ImageRecord, ImageStore, OciPull, Registries, bundle, oci, pull};
 use crate::artifacts::flight::{Flight, Waiter};
+use crate::artifacts::removal::in_two_parts;
 use crate::artifacts::shelf::Record;
 use crate::artifacts::users::Users;
 use crate::artifacts::{Cancel, Reporter, blocking};
@@ -16,10 +17,9 @@ use crate::catalog::{Catalog, DebianImage, ImageSource};
 use crate::download::{Downloads, Pinned};
 use crate::oci::reference::{canonical, distinct, parse};
 use crate::oci::{image_name, is_reference};
-use crate::supervise::{guard, guard_future};
+use crate::supervise::guard;
 use actix::{
-    Actor, ActorFutureExt as _, AtomicResponse, Context, Handler, ResponseActFuture, ResponseFuture, Supervised,
-    WrapFuture as _,
+    Actor, ActorFutureExt as _, Context, Handler, ResponseActFuture, ResponseFuture, Supervised, WrapFuture as _,
 };
 use messages::ids::{ImageName, KernelName};
 use messages::image::{CatalogEntry, ImageView};
@@ -289,12 +289,14 @@ impl Handler<ShowImage> for Images {
 }
 
 impl Handler<DeleteImage> for Images {
-    type Result = AtomicResponse<Self, Result<(), WireError>>;
+    type Result = ResponseFuture<Result<(), WireError>>;
 
-    /// No other message is taken meanwhile: nobody can take what is being removed. It is a rename and two unlinks.
-    fn handle(&mut self, DeleteImage { name, force }: DeleteImage, _: &mut Self::Context) -> Self::Result {
+    /// No other message is taken while it is renamed: nobody can take what is being removed. Its files go afterwards: VMs start
+    /// meanwhile.
+    fn handle(&mut self, DeleteImage { name, force }: DeleteImage, ctx: &mut Self::Context) -> Self::Result {
         let (store, users) = (self.config.store.clone(), self.users.clone());
-        let removed = blocking(&self.config.runtime, move || {
+        let shelf = store.clone();
+        let take = move || {
             // One that is damaged has no record to be found by, and is deleted by its name.
             let name =
                 if is_reference(&name) { meant(&store, &name).map(|record| record.name.to_string()) } else { Ok(name) };
@@ -302,9 +304,10 @@ impl Handler<DeleteImage> for Images {
                 users.check_free(ImageRecord::WHAT, &name, Vec::new(), force)?;
                 Ok(store.delete(&name)?)
             });
-            removed.map_err(|error| WireError::from(&error))
-        });
-        guard_future(self, removed)
+            removed.map_err(|error: ImageError| WireError::from(&error))
+        };
+        let finish = move |doomed| shelf.discard(doomed).map_err(|error| WireError::from(&error));
+        in_two_parts(ctx, self, &self.config.runtime, take, finish)
     }
 }
 

@@ -9,7 +9,7 @@ use super::make::Counted;
 use super::{ImageError, ImageRecord, ImageStore, identity, make};
 use crate::artifacts::{Cancel, Reporter, Staging, now_ms};
 use crate::ext4::tarball::read_tar;
-use crate::ext4::{Ext4Error, Tree};
+use crate::ext4::{Ext4Error, Limits, Tree};
 use messages::guest::HOSTS_MARK;
 use messages::ids::{ImageName, KernelName};
 use messages::image::ImageConfig;
@@ -47,7 +47,7 @@ pub fn commit(
     // Deleted with `--force` while the VM ran: then nothing is known of it, and nothing else is lost.
     let base = store.find(plan.from.as_str())?;
     let staging = Staging::create(store.directory(), plan.name.as_str())?;
-    let mut tree = Tree::create(staging.path())?;
+    let mut tree = Tree::limited(staging.path(), Limits { cancel: cancel.token(), ..Limits::default() })?;
     let mut counted = Counted::new(archive, "reading the VM's files", reporter);
     read_tar(&mut tree, &mut counted, identity::judge).map_err(|error| explain(error, cancel))?;
     // What comes after the archive's end: whether the guest had read all it meant to.

@@ -34,7 +34,7 @@ pub(super) fn write(
     reporter: &Reporter,
 ) -> Result<(Built, String), ImageError> {
     reporter.amount("writing the file system", 0, Some(tree.content_bytes()));
-    let digest = tree.digest();
+    let digest = tree.digest()?;
     let built = build_as(tree, &staging.path().join(ROOTFS), Label("banger-root"), &digest)?;
     if cancel.is_cancelled() {
         return Err(ImageError::Cancelled);

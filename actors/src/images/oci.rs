@@ -5,7 +5,7 @@ use super::store::ROOTFS;
 use super::{ImageError, ImageRecord, ImageStore, make};
 use crate::artifacts::{Cancel, Reporter, Staging, now_ms};
 use crate::ext4::layer::Layer;
-use crate::ext4::{Ext4Error, Hashes, ImageFile, Label, Spool, Tree, build_as};
+use crate::ext4::{Ext4Error, Hashes, ImageFile, Label, Limits, Spool, Tree, build_as};
 use crate::oci::fetch::{Received, fetch, unless};
 use crate::oci::follow::Arrival;
 use crate::oci::reference::{canonical, distinct, parse};
@@ -61,7 +61,7 @@ pub fn pull(
     let reference = parse(&wanted.reference)?;
     let source = canonical(&reference);
     reporter.step(format!("asking for {source}"));
-    let registry = Registry::new(&registries.access, &reference)?;
+    let registry = Registry::new(&registries.access, &reference, cancel)?;
     let here = match wanted.chosen {
         true => store.find(wanted.name.as_str())?.filter(|here| here.source == source),
         false => newest(store, &source)?,
@@ -155,7 +155,7 @@ fn layers(
     cancel: &Cancel,
     reporter: &Reporter,
 ) -> Result<(Arc<ImageFile>, Vec<Layer>), ImageError> {
-    let image = Arc::new(ImageFile::create(directory)?);
+    let image = Arc::new(ImageFile::limited(directory, Limits { cancel: cancel.token(), ..Limits::default() })?);
     let runtime = Handle::current();
     let received = Received::default();
     let permits = Arc::new(Semaphore::new(DOWNLOADS));

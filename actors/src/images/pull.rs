@@ -6,7 +6,7 @@ use crate::artifacts::debian::{Recipe, Variant};
 use crate::artifacts::{Cancel, NpmError, NpmFile, Reporter, Staging, now_ms};
 use crate::catalog::DebianImage;
 use crate::ext4::tarball::{Verdict, read_tar};
-use crate::ext4::{Meta, Tree};
+use crate::ext4::{Limits, Meta, Tree};
 use messages::ids::{ImageName, KernelName};
 use std::panic::resume_unwind;
 use std::thread::ScopedJoinHandle;
@@ -32,7 +32,7 @@ pub fn pull(
         // Side by side with the packages: a network's time, not the processor's.
         let fetches: Vec<_> = debian.npm.iter().map(|file| scope.spawn(|| file.fetch(cancel, reporter))).collect();
         let tree = recipe(debian, mirror).run(staging.path(), cancel, reporter, |tar| -> Result<Tree, ImageError> {
-            let mut tree = Tree::create(staging.path())?;
+            let mut tree = Tree::limited(staging.path(), Limits { cancel: cancel.token(), ..Limits::default() })?;
             read_tar(&mut tree, Counted::new(tar, "packing the system", reporter), |path| match path {
                 _ if debian.excludes(path) => Verdict::Drop,
                 _ => identity::judge(path),

@@ -6,15 +6,15 @@ use super::messages::{
 };
 use super::{BootFiles, GuestLink, KernelError, KernelRecord, KernelStore, boot, bundle, import, pull};
 use crate::artifacts::flight::Flight;
+use crate::artifacts::removal::in_two_parts;
 use crate::artifacts::users::Users;
 use crate::artifacts::{blocking, shelf::Record};
 use crate::catalog::{Catalog, KernelSource};
 use crate::download::Downloads;
 use crate::images::ImageStore;
-use crate::supervise::{guard, guard_future};
+use crate::supervise::guard;
 use actix::{
-    Actor, ActorFutureExt as _, AtomicResponse, Context, Handler, ResponseActFuture, ResponseFuture, Supervised,
-    WrapFuture as _,
+    Actor, ActorFutureExt as _, Context, Handler, ResponseActFuture, ResponseFuture, Supervised, WrapFuture as _,
 };
 use messages::image::{CatalogEntry, KernelDetails, KernelView};
 use messages::reply::Stage;
@@ -209,21 +209,23 @@ impl Kernels {
 }
 
 impl Handler<DeleteKernel> for Kernels {
-    type Result = AtomicResponse<Self, Result<(), WireError>>;
+    type Result = ResponseFuture<Result<(), WireError>>;
 
-    /// No other message is taken meanwhile: nobody can take what is being removed. It is a rename and a few unlinks.
-    fn handle(&mut self, DeleteKernel { name, force }: DeleteKernel, _: &mut Self::Context) -> Self::Result {
+    /// No other message is taken while it is renamed: nobody can take what is being removed. Its files go afterwards.
+    fn handle(&mut self, DeleteKernel { name, force }: DeleteKernel, ctx: &mut Self::Context) -> Self::Result {
         let free = self.users.check_free(KernelRecord::WHAT, &name, Vec::new(), force);
         let (store, images) = (self.config.store.clone(), self.config.images.clone());
         self.boot_memo.forget(&name);
-        let removed = blocking(&self.config.runtime, move || {
+        let shelf = store.clone();
+        let take = move || {
             let outcome = free.and_then(|()| {
                 Users::default().check_free(KernelRecord::WHAT, &name, Self::image_users(&images, &name), force)?;
                 store.delete(&name)
             });
             outcome.map_err(|error| WireError::from(&error))
-        });
-        guard_future(self, removed)
+        };
+        let finish = move |doomed| shelf.discard(doomed).map_err(|error| WireError::from(&error));
+        in_two_parts(ctx, self, &self.config.runtime, take, finish)
     }
 }
 

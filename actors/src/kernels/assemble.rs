@@ -2,17 +2,22 @@
 
 use super::embedded;
 use super::initramfs::{self, EarlyModule};
-use super::modules::{self, Modules};
+use super::modules::{self, MODULE_MAX, MODULES_MAX, Modules};
 use super::requirements::{self, Checked, GuestLink, KernelConfig};
 use super::store::{MODULES_CPIO, MODULES_EXT4, VMLINUX};
 use super::{KernelError, KernelRecord, depmod, vmlinux};
-use crate::artifacts::{Reporter, now_ms};
-use crate::ext4::{Label, Meta, Tree, build};
+use crate::artifacts::{Cancel, Reporter, now_ms};
+use crate::ext4::{Label, Limits, Meta, Tree, build};
 use messages::ids::{KernelCommandLine, KernelName};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::Path;
+
+/// None of the lists beside the modules is longer, in bytes: Debian's longest has a quarter of a megabyte.
+const LIST_MAX: u64 = 8 << 20;
+/// The most that the modules in an initramfs may have, unpacked: Debian's have 4 MiB.
+const EARLY_MAX: usize = 256 << 20;
 
 /// What a guest is booted with where neither catalog nor import says otherwise. `banger-emu` alone adds what its clock and reset
 /// need.
@@ -23,6 +28,15 @@ use std::path::Path;
 /// * `net.ifnames=0`: the agent sets `eth0` up before udev runs; udev must not rename it then.
 pub const COMMAND_LINE: &str = "console=ttyS0 reboot=k panic=1 quiet loglevel=4 8250.nr_uarts=1 \
      i8042.noaux i8042.nomux i8042.dumbkbd apparmor=0 net.ifnames=0";
+
+/// The most that a kernel and its modules may have, in bytes: a distribution's have a gigabyte at most, a build of one's own with all
+/// that debuggers read several.
+const CONTENTS_MAX: u64 = 16 << 30;
+
+/// Of what a kernel is made of.
+pub(super) fn limits(cancel: &Cancel) -> Limits {
+    Limits { contents: CONTENTS_MAX, cancel: cancel.token() }
+}
 
 /// What a kernel is made of.
 #[derive(Debug)]
@@ -126,7 +140,7 @@ fn carried(
 ) -> Result<Option<(KernelConfig, &'static str)>, KernelError> {
     let mut text = embedded::config(vmlinux);
     if let (None, Some((_, info))) = (&text, modules.iter().find(|(name, _)| *name == "configs")) {
-        let packed = tree.contents(info.path.as_bytes())?.unwrap_or_default();
+        let packed = tree.contents(info.path.as_bytes(), MODULE_MAX)?.unwrap_or_default();
         text = embedded::config(&modules::unpack(&info.path, &packed)?);
     }
     Ok(text.and_then(|text| KernelConfig::parse(&text)).map(|config| (config, "the configuration that it carries")))
@@ -135,16 +149,22 @@ fn carried(
 /// Reads every module and adds what depmod would have written.
 fn index(tree: &mut Tree) -> Result<Modules, KernelError> {
     let mut found = Modules::default();
-    for path in tree.files() {
-        // Kernels have no modules of other names.
-        let Ok(path) = String::from_utf8(path) else { continue };
-        if modules::is_module(&path) {
-            let packed = tree.contents(path.as_bytes())?.unwrap_or_default();
-            found.add(&path, &packed)?;
-        }
+    let mut count = 0;
+    // Kernels have no modules of names that are no text.
+    let paths = tree.files(|path| {
+        let wanted = std::str::from_utf8(path).is_ok_and(modules::is_module);
+        count += usize::from(wanted);
+        wanted && count <= MODULES_MAX
+    });
+    if count > MODULES_MAX {
+        return Err(KernelError::TooMuch { what: "files", limit: MODULES_MAX as u64 });
+    }
+    for path in paths {
+        let packed = tree.contents(&path, MODULE_MAX)?.unwrap_or_default();
+        found.add(&String::from_utf8_lossy(&path), &packed)?;
     }
     let text = |tree: &Tree, name: &str| -> Result<Vec<u8>, KernelError> {
-        Ok(tree.contents(name.as_bytes())?.unwrap_or_default())
+        Ok(tree.contents(name.as_bytes(), LIST_MAX)?.unwrap_or_default())
     };
     found.add_built_in(&String::from_utf8_lossy(&text(tree, "modules.builtin")?));
     let order = text(tree, "modules.order")?;
@@ -157,12 +177,14 @@ fn index(tree: &mut Tree) -> Result<Modules, KernelError> {
 
 fn write_initramfs(tree: &Tree, modules: &Modules, path: &Path) -> Result<(), KernelError> {
     let mut early = Vec::new();
+    let mut left = EARLY_MAX;
     for module in modules.initramfs_order()? {
-        let packed = tree.contents(module.path.as_bytes())?.unwrap_or_default();
-        early.push(EarlyModule {
-            file_name: modules::file_name(&module.path).to_owned(),
-            bytes: modules::unpack(&module.path, &packed)?,
-        });
+        let packed = tree.contents(module.path.as_bytes(), MODULE_MAX)?.unwrap_or_default();
+        let bytes = modules::unpack(&module.path, &packed)?;
+        left = left
+            .checked_sub(bytes.len())
+            .ok_or(KernelError::TooMuch { what: "bytes for the initramfs", limit: EARLY_MAX as u64 })?;
+        early.push(EarlyModule { file_name: modules::file_name(&module.path).to_owned(), bytes });
     }
     let failed = |source| KernelError::io("write", path, source);
     let mut out = BufWriter::new(File::create(path).map_err(failed)?);

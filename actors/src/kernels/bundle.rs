@@ -1,7 +1,7 @@
 //! Kernels that come in a catalog's bundles: `vmlinux`, `config` and `modules/…` in any order, beside the manifest.
 
-use super::assemble::{Parts, Wanted, assemble};
-use super::requirements::GuestLink;
+use super::assemble::{Parts, Wanted, assemble, limits};
+use super::requirements::{CONFIG_MAX, GuestLink};
 use super::{KernelError, KernelRecord, KernelStore, vmlinux};
 use crate::artifacts::{Cancel, Reporter, Staging};
 use crate::bundle::manifest::MANIFEST_MAX;
@@ -15,8 +15,6 @@ use std::io::{self, Read};
 
 /// Where the members beside the modules wait in the tree until they are read; no module file has such a name.
 const WAITING: [(&str, &str); 3] = [("vmlinux", ".vmlinux"), ("config", ".config"), (MANIFEST, ".manifest")];
-/// A configuration of everything that there is has a third of a megabyte.
-const CONFIG_MAX: u64 = 4 << 20;
 
 /// Pulls `entry`, unless a kernel of its name is here already. Blocks; `cancel` ends it.
 ///
@@ -37,7 +35,7 @@ pub fn pull(
     let staging = Staging::create(store.directory(), entry.name.as_str())?;
     let of = pinned.url.to_string();
     let unpack = |reader: &mut dyn Read| -> Result<_, KernelError> {
-        let mut tree = Tree::create(staging.path())?;
+        let mut tree = Tree::limited(staging.path(), limits(cancel))?;
         unpack(&mut tree, reader, &of)?;
         Ok(tree)
     };
@@ -87,7 +85,7 @@ fn take(tree: &mut Tree, (name, waits): (&str, &str), most: u64, of: &str) -> Re
         let why = format!("its `{name}` is larger than {} MiB", most >> 20);
         return Err(BundleError::NotOne { of: of.to_owned(), why }.into());
     }
-    let contents = tree.contents(waits.as_bytes())?;
+    let contents = tree.contents(waits.as_bytes(), most)?;
     tree.remove(waits.as_bytes())?;
     Ok(contents)
 }

@@ -8,6 +8,9 @@ use super::index::Index;
 use super::modules::{Modules, entries};
 use std::fmt::Write;
 
+/// No kernel's `modules.dep` is longer, in bytes; Debian's has half a megabyte.
+const DEPENDENCIES_MAX: usize = 64 << 20;
+
 /// One file of the modules' directory.
 pub type Generated = (&'static str, Vec<u8>);
 
@@ -15,7 +18,7 @@ pub type Generated = (&'static str, Vec<u8>);
 /// `modules.builtin.modinfo`.
 ///
 /// # Errors
-/// When the modules need each other in a circle.
+/// When the modules need each other in a circle, or too many of them.
 pub fn generate(modules: &Modules, order: &str, built_in_info: &[u8]) -> Result<Vec<Generated>, KernelError> {
     let priorities = Priorities::read(order);
     let mut files = dependencies(modules, &priorities)?;
@@ -52,6 +55,9 @@ fn dependencies(modules: &Modules, priorities: &Priorities) -> Result<Vec<Genera
             put(&mut line, format_args!(" {}", needed.path));
         }
         put(&mut text, format_args!("{line}\n"));
+        if text.len() > DEPENDENCIES_MAX {
+            return Err(KernelError::TooMuch { what: "bytes of dependencies", limit: DEPENDENCIES_MAX as u64 });
+        }
         index.add(name, &line, priorities.of(name));
     }
     Ok(vec![("modules.dep", text.into_bytes()), ("modules.dep.bin", index.to_bytes())])

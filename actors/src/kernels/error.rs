@@ -27,6 +27,8 @@ pub enum KernelError {
     Staging(#[from] StagingError),
     #[error("the package holds no `{0}`")]
     Incomplete(&'static str),
+    #[error("its modules have more than {limit} {what}")]
+    TooMuch { what: &'static str, limit: u64 },
     #[error("module `{name}` cannot be read: {why}")]
     Module { name: String, why: String },
     #[error(transparent)]
@@ -53,6 +55,8 @@ pub enum KernelError {
     Download(#[from] DownloadError),
     #[error("it was stopped")]
     Cancelled,
+    #[error("a module needs more than {limit} others, `{name}` among them")]
+    Needs { name: String, limit: usize },
     #[error("modules depend on each other in a circle: {}", .0.join(" → "))]
     Circle(Vec<String>),
     #[error(transparent)]
@@ -86,8 +90,10 @@ impl From<&KernelError> for WireError {
             KernelError::Vmlinux(_)
             | KernelError::Incomplete(_)
             | KernelError::Module { .. }
+            | KernelError::TooMuch { .. }
             | KernelError::NoVersion
             | KernelError::OtherKernel { .. }
+            | KernelError::Needs { .. }
             | KernelError::Circle(_) => Self::from_error(ErrorKind::Download, error),
             KernelError::Unfit(_) => Self::from_error(ErrorKind::Download, error)
                 .hint("docs/kernel-catalog.md lists what a kernel needs; `banger kernel catalog` lists others"),

@@ -1,8 +1,8 @@
 //! Makes a kernel of a user's own files. Reads them and writes nothing there; paths are absolute, symbolic links inside the
 //! directory of modules are passed over.
 
-use super::assemble::{Parts, Wanted, assemble};
-use super::requirements::GuestLink;
+use super::assemble::{Parts, Wanted, assemble, limits};
+use super::requirements::{CONFIG_MAX, GuestLink};
 use super::{KernelError, KernelRecord, KernelStore, embedded, initrd, modules, vmlinux};
 use crate::artifacts::{Cancel, Reporter, Staging, open_file};
 use crate::ext4::{Meta, Tree};
@@ -11,8 +11,6 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-/// No configuration is longer, in bytes.
-const CONFIG_MAX: u64 = 4 << 20;
 /// No initramfs is longer, in bytes.
 const INITRD_MAX: u64 = 2 << 30;
 
@@ -36,7 +34,7 @@ pub fn import(
         let kernel = read(path, vmlinux::UNPACKED_MAX)?;
         let config = wanted.config.as_ref().map(|path| config(Path::new(path.as_str()))).transpose()?;
         let staging = Staging::create(store.directory(), wanted.name.as_str())?;
-        let mut tree = Tree::create(staging.path())?;
+        let mut tree = Tree::limited(staging.path(), limits(cancel))?;
         if let Some(given) = &wanted.modules {
             // The version decides which directory is meant; unpacked once more below, which takes a moment only.
             let version = embedded::version(&vmlinux::unpack(&kernel)?).ok_or(KernelError::NoVersion)?;

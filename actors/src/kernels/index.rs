@@ -13,6 +13,8 @@ const HAS_VALUES: u32 = 0x4000_0000;
 const HAS_CHILDREN: u32 = 0x2000_0000;
 /// Characters from here on cannot be in a key (`INDEX_CHILDMAX`).
 const CHILD_MAX: u8 = 128;
+/// Longer keys are nobody's, in bytes. Each byte of one may be a node of its own, which is written after its children.
+const KEY_MAX: usize = 512;
 
 /// An index being filled. A value of lower priority is found first.
 #[derive(Debug, Default)]
@@ -24,7 +26,7 @@ impl Index {
     /// Adds a value. Keys that the format cannot hold are left out: no module has one, and modprobe could not ask for it.
     pub fn add(&mut self, key: &str, value: &str, priority: u32) {
         let storable = |text: &str| text.bytes().all(|byte| byte != 0 && byte < CHILD_MAX);
-        if storable(key) && storable(value) {
+        if key.len() <= KEY_MAX && storable(key) && storable(value) {
             self.entries.entry(key.as_bytes().to_vec()).or_default().push((priority, value.to_owned()));
         }
     }
@@ -110,6 +112,20 @@ mod tests {
         let text = std::str::from_utf8(&bytes[*at..end]).unwrap().to_owned();
         *at = end + 1;
         text
+    }
+
+    /// Each key is the beginning of the next: as deep as a tree can be.
+    #[test]
+    fn the_longest_keys_fit_a_small_stack() {
+        let key = "k".repeat(5000);
+        let mut index = Index::default();
+        for length in 1..key.len() {
+            index.add(&key[..length], "value", 1);
+        }
+        let small = std::thread::Builder::new().stack_size(1 << 20);
+        let bytes = small.spawn(move || index.to_bytes()).unwrap().join().unwrap();
+        assert_eq!(search(&bytes, &key[..KEY_MAX]), [(1, "value".to_owned())]);
+        assert!(search(&bytes, &key[..=KEY_MAX]).is_empty());
     }
 
     /// Walks as libkmod's `index_mm_search_node` does.

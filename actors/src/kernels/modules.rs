@@ -6,7 +6,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 
 /// No module is larger unpacked, in bytes.
-const MODULE_MAX: u64 = 64 << 20;
+pub(super) const MODULE_MAX: u64 = 64 << 20;
+/// No kernel has more modules: Debian's has 4,000, one with everything that can be a module twice as many.
+pub(super) const MODULES_MAX: usize = 20_000;
+/// No module needs more others, and theirs: of Debian's none needs more than 30.
+const NEEDED_MAX: usize = 256;
+/// The most that is kept of what all modules say of themselves, in bytes: Debian's say 4 MiB.
+const INFO_MAX: u64 = 64 << 20;
+/// What is kept of a string beside its bytes.
+const STRING: usize = 48;
+/// No module says more of itself, in bytes; the longest of Debian's has 60 KiB.
+const SECTION_MAX: usize = 4 << 20;
 
 /// Loaded from the initramfs where the kernel has them as modules: what reaches the root file system and the host. What of it a
 /// guest cannot do without is for `requirements` to say.
@@ -42,11 +52,22 @@ pub struct ModuleInfo {
     pub built_for: Option<String>,
 }
 
+impl ModuleInfo {
+    /// About how many bytes it takes.
+    fn size(&self) -> u64 {
+        let lists = [&self.depends, &self.aliases, &self.soft_dependencies];
+        let strings = lists.into_iter().flatten().map(|text| STRING + text.len()).sum::<usize>();
+        (self.path.len() + strings) as u64
+    }
+}
+
 /// Every module of a kernel by its normalised name, and what is built in.
 #[derive(Debug, Default)]
 pub struct Modules {
     by_name: BTreeMap<String, ModuleInfo>,
     built_in: BTreeSet<String>,
+    /// Bytes of all that was read, also of what another module of the same name has replaced.
+    info: u64,
 }
 
 impl Modules {
@@ -57,6 +78,10 @@ impl Modules {
     pub fn add(&mut self, path: &str, packed: &[u8]) -> Result<(), KernelError> {
         let bytes = unpack(path, packed)?;
         let info = read_info(path, &bytes)?;
+        self.info += info.size();
+        if self.info > INFO_MAX {
+            return Err(KernelError::TooMuch { what: "bytes that describe them", limit: INFO_MAX });
+        }
         self.by_name.insert(module_name(path), info);
         Ok(())
     }
@@ -109,54 +134,67 @@ impl Modules {
     /// The modules that a guest loads from its initramfs, each after what it needs.
     ///
     /// # Errors
-    /// When they go in a circle.
+    /// When they go in a circle, or are too many.
     pub fn initramfs_order(&self) -> Result<Vec<&ModuleInfo>, KernelError> {
-        let mut order = Order { modules: self, done: Vec::new(), open: Vec::new() };
+        let mut order = Order::new(self);
         for name in EARLY {
-            if self.by_name.contains_key(name) {
-                order.visit(name)?;
-            }
+            order.visit(name)?;
         }
-        Ok(order.done.into_iter().filter_map(|name| self.by_name.get(&name)).collect())
+        Ok(order.done)
     }
 
     /// Everything that a module needs, in the order in which it is to be loaded, itself left out.
     ///
     /// # Errors
-    /// When they go in a circle.
+    /// When they go in a circle, or are too many.
     pub fn needed_by(&self, name: &str) -> Result<Vec<&ModuleInfo>, KernelError> {
-        let mut order = Order { modules: self, done: Vec::new(), open: Vec::new() };
+        let mut order = Order::new(self);
         order.visit(name)?;
         order.done.pop();
-        Ok(order.done.into_iter().filter_map(|name| self.by_name.get(&name)).collect())
+        Ok(order.done)
     }
 }
 
 /// A depth-first walk: a module is done after all that it needs.
 struct Order<'a> {
     modules: &'a Modules,
-    done: Vec<String>,
-    open: Vec<String>,
+    done: Vec<&'a ModuleInfo>,
+    known: BTreeSet<&'a str>,
 }
 
-impl Order<'_> {
+impl<'a> Order<'a> {
+    const fn new(modules: &'a Modules) -> Self {
+        Self { modules, done: Vec::new(), known: BTreeSet::new() }
+    }
+
+    /// Without recursion: how deep it goes is for whoever made the modules to say, and a stack that overflows ends the daemon.
     fn visit(&mut self, name: &str) -> Result<(), KernelError> {
-        if self.done.iter().any(|done| done == name) {
-            return Ok(());
+        let by_name = &self.modules.by_name;
+        // Each with what it needs and was not looked at yet.
+        let mut open: Vec<(&'a str, &'a ModuleInfo, std::slice::Iter<'a, String>)> = Vec::new();
+        let mut next = Some(name);
+        loop {
+            // A dependency that is no module is built in; were it missing, the kernel would say so.
+            if let Some((name, info)) = next.and_then(|name| by_name.get_key_value(name))
+                && !self.known.contains(name.as_str())
+            {
+                if let Some(at) = open.iter().position(|(open, ..)| open == name) {
+                    let circle = open[at..].iter().map(|(open, ..)| (*open).to_owned()).chain([name.clone()]);
+                    return Err(KernelError::Circle(circle.collect()));
+                }
+                if self.done.len() + open.len() >= NEEDED_MAX {
+                    return Err(KernelError::Needs { name: name.clone(), limit: NEEDED_MAX });
+                }
+                open.push((name, info, info.depends.iter()));
+            }
+            let Some((name, info, needs)) = open.last_mut() else { return Ok(()) };
+            next = needs.next().map(String::as_str);
+            if next.is_none() {
+                self.done.push(*info);
+                self.known.insert(*name);
+                open.pop();
+            }
         }
-        if let Some(at) = self.open.iter().position(|open| open == name) {
-            let circle = self.open[at..].iter().cloned().chain([name.to_owned()]).collect();
-            return Err(KernelError::Circle(circle));
-        }
-        // A dependency that is no module is built in; were it missing, the kernel would say so.
-        let Some(info) = self.modules.by_name.get(name) else { return Ok(()) };
-        self.open.push(name.to_owned());
-        for needed in &info.depends {
-            self.visit(needed)?;
-        }
-        self.open.pop();
-        self.done.push(name.to_owned());
-        Ok(())
     }
 }
 
@@ -203,6 +241,9 @@ fn read_info(path: &str, bytes: &[u8]) -> Result<ModuleInfo, KernelError> {
     let failed = |why: String| KernelError::Module { name: path.to_owned(), why };
     let elf = Elf::parse(bytes).map_err(|error| failed(error.to_string()))?;
     let section = elf.section(".modinfo").ok_or_else(|| failed("it has no .modinfo section".to_owned()))?;
+    if section.len() > SECTION_MAX {
+        return Err(failed(format!("its .modinfo section is larger than {} MiB", SECTION_MAX >> 20)));
+    }
     let mut info = ModuleInfo { path: path.to_owned(), ..ModuleInfo::default() };
     for (key, value) in entries(section) {
         match key {
@@ -227,6 +268,7 @@ pub(super) fn entries(section: &[u8]) -> impl Iterator<Item = (&str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::fixtures::module;
 
     fn modules(list: &[(&str, &[&str])]) -> Modules {
         let mut modules = Modules::default();
@@ -280,6 +322,46 @@ mod tests {
         let modules = modules(&[("a", &["b"]), ("b", &["c"]), ("c", &["b"])]);
         let Err(KernelError::Circle(circle)) = modules.needed_by("a") else { panic!("no circle") };
         assert_eq!(circle, ["b", "c", "b"]);
+    }
+
+    #[test]
+    fn a_chain_of_any_length_is_an_error_and_no_end_of_the_stack() {
+        let names: Vec<String> = (0..100_000).map(|number| format!("m{number}")).collect();
+        let chain = |length: usize| {
+            let mut modules = Modules::default();
+            for pair in names[..=length].windows(2) {
+                let info = ModuleInfo { depends: vec![pair[1].clone()], ..ModuleInfo::default() };
+                modules.by_name.insert(pair[0].clone(), info);
+            }
+            modules
+        };
+        let fits = chain(NEEDED_MAX);
+        assert_eq!(fits.needed_by("m0").unwrap().len(), NEEDED_MAX - 1);
+        let long = chain(names.len() - 1);
+        // Work that blocks has stacks of this size in the daemon.
+        let small = std::thread::Builder::new().stack_size(1 << 20);
+        let refused = small.spawn(move || long.needed_by("m0").map(|needed| needed.len())).unwrap().join().unwrap();
+        assert!(matches!(refused, Err(KernelError::Needs { limit: NEEDED_MAX, .. })), "{refused:?}");
+    }
+
+    #[test]
+    fn what_modules_say_of_themselves_is_bounded() {
+        let mut modules = Modules::default();
+        let aliases: Vec<String> = (0..60_000).map(|number| format!("alias={number}")).collect();
+        let aliases: Vec<&str> = aliases.iter().map(String::as_str).collect();
+        let bytes = module(&aliases);
+        let mut outcome = Ok(());
+        // The same module again and again would be no more to keep; others are.
+        for number in 0..100 {
+            outcome = modules.add(&format!("kernel/m{number}.ko"), &bytes);
+            if outcome.is_err() {
+                break;
+            }
+        }
+        assert!(matches!(outcome, Err(KernelError::TooMuch { limit: INFO_MAX, .. })), "{outcome:?}");
+        assert!((5..60).contains(&modules.len()), "{}", modules.len());
+        let long = format!("alias={}", "x".repeat(SECTION_MAX));
+        assert!(matches!(modules.add("kernel/long.ko", &module(&[&long])), Err(KernelError::Module { .. })));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Fetches a kernel package of Debian's and makes a kernel directory of it.
 
-use super::assemble::{Parts, Wanted, assemble};
-use super::requirements::GuestLink;
-use super::{KernelError, KernelRecord, KernelStore};
+use super::assemble::{Parts, Wanted, assemble, limits};
+use super::requirements::{CONFIG_MAX, GuestLink};
+use super::{KernelError, KernelRecord, KernelStore, vmlinux};
 use crate::artifacts::debian::{Recipe, Variant};
 use crate::artifacts::{Cancel, Reporter, Staging};
 use crate::catalog::{DebianKernel, KernelEntry};
@@ -39,7 +39,7 @@ pub fn pull(
         mirror: mirror.map(str::to_owned),
     };
     let staging = Staging::create(store.directory(), entry.name.as_str())?;
-    let parts = recipe.run(staging.path(), cancel, reporter, |tar| read_package(tar, staging.path()))?;
+    let parts = recipe.run(staging.path(), cancel, reporter, |tar| read_package(tar, staging.path(), cancel))?;
     let wanted = Wanted {
         name: entry.name.clone(),
         source: format!("debian:{}/{}", debian.suite, debian.package),
@@ -53,8 +53,8 @@ pub fn pull(
 }
 
 /// Takes the parts that matter out of the package.
-fn read_package(tar: &mut dyn Read, directory: &Path) -> Result<Parts, KernelError> {
-    let mut tree = Tree::create(directory)?;
+fn read_package(tar: &mut dyn Read, directory: &Path, cancel: &Cancel) -> Result<Parts, KernelError> {
+    let mut tree = Tree::limited(directory, limits(cancel))?;
     let mut version = None;
     read_tar(&mut tree, tar, |path| {
         if path.starts_with(b"boot/vmlinuz-") {
@@ -73,8 +73,8 @@ fn read_package(tar: &mut dyn Read, directory: &Path) -> Result<Parts, KernelErr
         }
     })?;
     let version = version.ok_or(KernelError::Incomplete("usr/lib/modules"))?;
-    let kernel = tree.contents(VMLINUZ)?.ok_or(KernelError::Incomplete("boot/vmlinuz"))?;
-    let config = tree.contents(CONFIG)?;
+    let kernel = tree.contents(VMLINUZ, vmlinux::UNPACKED_MAX)?.ok_or(KernelError::Incomplete("boot/vmlinuz"))?;
+    let config = tree.contents(CONFIG, CONFIG_MAX)?;
     tree.remove(VMLINUZ)?;
     tree.remove(CONFIG)?;
     let config = config.map(|text| (String::from_utf8_lossy(&text).into_owned(), "the package's configuration"));

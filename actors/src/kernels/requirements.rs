@@ -6,6 +6,9 @@ use super::modules::Modules;
 use std::collections::BTreeMap;
 use std::fmt;
 
+/// No configuration is longer, in bytes: one of everything that there is has a third of a megabyte.
+pub(super) const CONFIG_MAX: u64 = 4 << 20;
+
 /// How guest and host talk, which depends on the VMM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GuestLink {

@@ -17,6 +17,8 @@ pub enum OciError {
         #[source]
         source: docker_credential::CredentialRetrievalError,
     },
+    #[error("`{program}`, which has the credentials, did not answer within {seconds} s")]
+    HelperSilent { program: String, seconds: u64 },
     #[error("the registry does not have `{reference}`")]
     NotFound { reference: String },
     #[error("the registry does not let us have `{reference}`")]
@@ -129,6 +131,7 @@ impl From<&OciError> for WireError {
             OciError::Reference { .. } => ErrorKind::Usage,
             OciError::NotFound { .. } | OciError::Platform { .. } => ErrorKind::NotFound,
             OciError::Credentials { .. } => ErrorKind::Host,
+            OciError::HelperSilent { .. } => ErrorKind::Timeout,
             OciError::Cancelled => ErrorKind::Cancelled,
             OciError::Cache { source, .. } if source.kind() == io::ErrorKind::StorageFull => ErrorKind::Resources,
             OciError::Cache { .. } => ErrorKind::Host,
@@ -142,6 +145,9 @@ impl From<&OciError> for WireError {
             OciError::Credentials { .. } => {
                 wire.hint("they are looked for as docker does: ~/.docker/config.json and its helpers")
             }
+            OciError::HelperSilent { program, .. } => wire.hint(format!(
+                "it may be waiting for you: see what `echo REGISTRY | {program} get` does in a terminal"
+            )),
             OciError::Registry { registry, source: RequestError::Transport(error), .. } if tls(error) => {
                 wire.hint(format!("if it speaks plain HTTP, add \"{registry}\" to `insecure_registries` in the config"))
             }

@@ -6,6 +6,7 @@ use super::document::{self, ConfigFile};
 use super::fetch::{BlobSource, Part, patiently};
 use super::reference::{canonical, is_sha256};
 use super::session::{ANSWER_DEADLINE, Ask, RequestError, Session, whole};
+use crate::artifacts::Cancel;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use messages::image::ImageConfig;
@@ -111,12 +112,13 @@ impl std::fmt::Debug for Registry {
 }
 
 impl Registry {
-    /// Makes ready to talk to the registry of `reference`. Blocks: credentials may come from a program.
+    /// Makes ready to talk to the registry of `reference`. Blocks, within a runtime: credentials may come from a program, which
+    /// `cancel` ends.
     ///
     /// # Errors
     /// When the credentials cannot be read, or this host's certificates.
-    pub fn new(access: &Access, reference: &Reference) -> Result<Self, OciError> {
-        let login = credentials(access.docker_config.as_deref(), reference.registry())?;
+    pub fn new(access: &Access, reference: &Reference, cancel: &Cancel) -> Result<Self, OciError> {
+        let login = credentials(access.docker_config.as_deref(), reference.registry(), cancel)?;
         let session = access.session(reference, login);
         let failed = |error| OciError::answered(&canonical(reference), reference.registry(), error);
         Ok(Self { session: session.map_err(failed)?, reference: reference.clone() })

@@ -5,6 +5,7 @@ use super::follow::Arrival;
 use super::hub::{Desk, Hub, Manners, digest};
 use super::reference::parse;
 use super::{Access, Blob, BlobCache, Follower, OciError, Registry, RequestError};
+use crate::artifacts::Cancel;
 use messages::{ErrorKind, WireError};
 use serde_json::json;
 use std::io::Read as _;
@@ -18,7 +19,7 @@ fn runtime() -> Runtime {
 
 fn registry(hub: &Hub, reference: &str) -> Registry {
     let access = Access::new(vec![hub.address.clone()], None);
-    Registry::new(&access, &parse(reference).unwrap()).unwrap()
+    Registry::new(&access, &parse(reference).unwrap(), &Cancel::new()).unwrap()
 }
 
 /// Bytes that do not repeat.
@@ -144,7 +145,7 @@ fn what_is_not_there_and_what_is_not_ours_are_told_apart() {
     assert_eq!(error.kind, ErrorKind::Download);
     assert!(error.hints[0].contains("docker login"), "{error:?}");
     // TLS is what is spoken where the config says nothing else, and this one does not.
-    let secure = Registry::new(&Access::default(), &parse(&reference).unwrap()).unwrap();
+    let secure = Registry::new(&Access::default(), &parse(&reference).unwrap(), &Cancel::new()).unwrap();
     let error = WireError::from(&runtime().block_on(secure.resolve()).unwrap_err());
     assert!(error.hints.iter().any(|hint| hint.contains("insecure_registries")), "{error:?}");
 }
@@ -197,7 +198,7 @@ fn an_identity_token_is_exchanged_where_the_registry_says() {
     let desk = Desk { refresh: Some("t0ken".into()), uses: 2, ..Desk::default() };
     hub.behave(Manners { desk: Some(desk.clone()), ..Manners::default() });
     let resolve = |access: &Access| {
-        let registry = Registry::new(access, &parse(&reference).unwrap()).unwrap();
+        let registry = Registry::new(access, &parse(&reference).unwrap(), &Cancel::new()).unwrap();
         runtime().block_on(registry.resolve())
     };
     let access = Access::new(vec![hub.address.clone()], Some(docker.path().to_owned()));

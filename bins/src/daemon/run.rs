@@ -15,8 +15,8 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Threads for calls that block: disks are made and files removed there, and a pull holds five for as long as it takes. They
-/// exist only while there is work.
+/// Threads for calls that block: disks are made and files removed there, and each of the eight pulls that go on at once holds up to
+/// five for as long as it takes. They exist only while there is work.
 const BLOCKING_THREADS: usize = 256;
 /// Descriptors, where the host allows them.
 const DESCRIPTORS: u64 = 65_536;

@@ -1,7 +1,7 @@
 //! Paths inside of a file system, as far as debugfs can be told them without a doubt. Pure.
 
 use super::FilesError;
-use crate::ext4::tree::shown;
+use crate::ext4::path::shown;
 
 /// The longest path (`PATH_MAX`, linux/limits.h, with the NUL). debugfs reads lines of up to 8191 bytes.
 const LENGTH_MAX: usize = 4095;

@@ -20,7 +20,7 @@ const TERMINATOR: usize = 4;
 /// An entry without its name (`struct ext4_xattr_entry`).
 const ENTRY: usize = 16;
 /// The longest name with its prefix (`XATTR_NAME_MAX`, linux/limits.h).
-const NAME_MAX: usize = 255;
+pub(in crate::ext4) const NAME_MAX: usize = 255;
 /// What all attributes in the inode, and all in a block, may take; each takes 16 bytes, its name without the prefix and its
 /// value, both rounded up to 4.
 pub(in crate::ext4) const ROOM: (usize, usize) =

@@ -16,7 +16,7 @@
 //! a little more than 1 TiB (64 blocks of descriptors).
 
 mod acl;
-mod attributes;
+pub(super) mod attributes;
 mod builder;
 mod checksum;
 mod directory;

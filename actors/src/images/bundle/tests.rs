@@ -131,24 +131,24 @@ fn a_catalogs_bundle_is_resumed_verified_and_kept() {
         let record = place.pull(&url, &hex).unwrap();
         assert_eq!((record.name.as_str(), record.kernel.as_str()), ("web", "six"));
         assert_eq!(record.source, format!("bundle:{url}"));
-        place.store().delete("web").unwrap();
+        place.store().delete("web").unwrap().remove().unwrap();
         let ranges = place.hub.asked().iter().filter(|line| line.contains("bytes=")).count();
         assert!(ranges >= 2, "{ranges}");
         if !whole_only {
             // Nobody is asked for what is here.
             place.pull(&url, &hex).unwrap();
             assert!(place.hub.asked().is_empty());
-            place.store().delete("web").unwrap();
+            place.store().delete("web").unwrap().remove().unwrap();
         }
         fs::remove_dir_all(place.directory.path().join("blobs")).unwrap();
     }
     // What is kept and has been damaged since is fetched anew.
     place.pull(&url, &hex).unwrap();
-    place.store().delete("web").unwrap();
+    place.store().delete("web").unwrap().remove().unwrap();
     fs::write(place.directory.path().join("blobs").join(&hex), vec![7; bytes.len()]).unwrap();
     place.pull(&url, &hex).unwrap();
     let of_file = format!("file://{}", place.file(&bytes).display());
-    place.store().delete("web").unwrap();
+    place.store().delete("web").unwrap().remove().unwrap();
     place.pull(&of_file, &hex).unwrap();
 }
 

@@ -196,7 +196,7 @@ fn the_same_digest_gives_the_same_bytes_and_asks_for_no_blob_again() {
     assert!(asked.iter().filter(|line| line.contains("/manifests/")).count() == 1, "{asked:?}");
     assert!(asked.iter().all(|line| !line.contains("/blobs/")), "{asked:?}");
 
-    place.store().delete(record.name.as_str()).unwrap();
+    place.store().delete(record.name.as_str()).unwrap().remove().unwrap();
     let record = place.pull_of(&layers).unwrap();
     assert!(std::fs::read(place.rootfs(&record)).unwrap() == first, "the bytes differ");
     let blobs = place.hub.asked().into_iter().filter(|line| line.contains("/blobs/")).count();

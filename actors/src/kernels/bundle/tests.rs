@@ -66,6 +66,39 @@ fn kernel_modules_and_configuration_come_out_of_it() {
     assert_eq!(record.command_line, "console=ttyS0 the catalog's");
 }
 
+/// A GNU-sparse module of any size takes two blocks of an archive.
+#[test]
+fn a_module_that_is_one_large_hole_is_refused_before_it_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let whole = kernel(VERSION, Some(&all_built_in()));
+    let with_hole = |size: u64| {
+        let mut archive = tar::Builder::new(Vec::new());
+        let module = ("modules/x.ko", &b""[..], Some(size));
+        for (name, bytes, hole) in [("manifest.json", MANIFEST_TEXT, None), ("vmlinux", &whole, None), module] {
+            let mut header = tar::Header::new_gnu();
+            header.set_path(name).unwrap();
+            header.set_size(bytes.len() as u64);
+            header.set_mode(0o600);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(0);
+            if let Some(hole) = hole {
+                header.set_entry_type(tar::EntryType::GNUSparse);
+                header.as_gnu_mut().unwrap().set_real_size(hole);
+            }
+            header.set_cksum();
+            archive.append(&header, bytes).unwrap();
+        }
+        zstd::encode_all(archive.into_inner().unwrap().as_slice(), 1).unwrap()
+    };
+    for (size, said) in
+        [(65 << 20, "`x.ko` in the archive is larger than 64 MiB"), (100 << 30, "more than 17179869184")]
+    {
+        let error = WireError::from(&pulled(directory.path(), &with_hole(size), None).unwrap_err());
+        assert!(error.to_string().contains(said) && error.kind == ErrorKind::Usage, "{error:?}");
+    }
+}
+
 #[test]
 fn what_is_no_bundle_of_a_kernel_leaves_nothing() {
     let directory = tempfile::tempdir().unwrap();

@@ -189,7 +189,7 @@ fn what_a_guest_needs_is_looked_for_before_anything_is_made() {
     let record = import(Some(&all_built_in()), Some(&lacking)).unwrap();
     assert_eq!(record.checked_by.as_deref(), Some("the configuration given"));
     assert_eq!(record.command_line, COMMAND_LINE);
-    place.store().delete("mine").unwrap();
+    place.store().delete("mine").unwrap().remove().unwrap();
     assert_eq!(import(None, None).unwrap().checked_by, None, "nothing says anything");
 }
 
