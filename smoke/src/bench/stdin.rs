@@ -1,4 +1,5 @@
-//! 256 MiB through the stdin of an exec, against the same bytes raw through a port of the same kind, without multiplexer.
+//! 256 MiB through the stdin of an exec, against the same bytes raw through a port of the same kind, without multiplexer. Beside
+//! it, what is left of those raw bytes' speed when they go through a pipe to another process, as a command's stdin does.
 
 use super::bare::{RawPort, Template, succeed};
 use super::figures::{Figure, Goal, median};
@@ -22,19 +23,24 @@ pub(super) fn measure(case: &Case<'_>) -> Result<Vec<Figure>, Stop> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let mut bare = runtime.block_on(template.boot(RawPort::Yes))?;
     let (runs, remark) = repeats(through_exec(case, &vm)?);
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let (mut ours, mut straight, mut piped) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..runs {
         ours.push(rate(through_exec(case, &vm)?));
-        theirs.push(rate(runtime.block_on(raw(&mut bare))?));
+        straight.push(rate(runtime.block_on(raw(&mut bare, ""))?));
+        piped.push(rate(runtime.block_on(raw(&mut bare, "| cat"))?));
     }
-    Ok(vec![Figure {
-        name: "256 MiB through exec's stdin against a raw port (MB/s)".to_owned(),
-        measured: median(&ours),
-        baseline: median(&theirs),
-        goal: Goal::AtLeast(0.7),
+    let figure = |name: &str, measured: &[f64], baseline: &[f64], goal: Goal| Figure {
+        name: name.to_owned(),
+        measured: median(measured),
+        baseline: median(baseline),
+        goal,
         runs,
-        remark,
-    }])
+        remark: remark.clone(),
+    };
+    Ok(vec![
+        figure("256 MiB through exec's stdin against a raw port (MB/s)", &ours, &straight, Goal::AtLeast(0.7)),
+        figure("256 MiB through a raw port and a pipe against a raw port (MB/s)", &piped, &straight, Goal::None),
+    ])
 }
 
 fn rate(took: Duration) -> f64 {
@@ -49,11 +55,13 @@ fn through_exec(case: &Case<'_>, vm: &str) -> Result<Duration, Stop> {
     Ok(done.took)
 }
 
-async fn raw(bare: &mut super::bare::Bare) -> Result<Duration, Stop> {
+/// Raw bytes, to a reader that drops them or hands them to the rest of a pipeline.
+async fn raw(bare: &mut super::bare::Bare, rest: &str) -> Result<Duration, Stop> {
     // The port's device is named after its place, its name stands beside it.
     let script = format!(
-        "for d in /sys/class/virtio-ports/*; do [ \"$(cat $d/name)\" = bench.0 ] && exec head -c {SIZE} /dev/${{d##*/}} >/dev/null; done; \
-         echo no port; exit 1"
+        "for d in /sys/class/virtio-ports/*; do \
+           [ \"$(cat $d/name)\" = bench.0 ] && {{ head -c {SIZE} /dev/${{d##*/}} {rest} >/dev/null; exit; }}; \
+         done; echo no port; exit 1"
     );
     let started = Instant::now();
     let reader = bare.exec(&script).await?;
