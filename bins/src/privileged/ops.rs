@@ -125,7 +125,7 @@ impl<H: Host> Operations<H> {
             }
             CheckedOperation::RemoveInstance { instance } => self.remove_instance(instance).await?,
             CheckedOperation::RouteNames { instance, bridge, subnet } => {
-                let link = self.addressed_bridge(instance, &bridge, subnet).await?;
+                let (link, _) = self.addressed_bridge(instance, &bridge, subnet).await?;
                 self.host.route_names(&link, subnet.gateway()).await.map_err(OperationError::Names)?;
             }
             CheckedOperation::BindDns { instance, bridge, subnet } => {
@@ -139,18 +139,20 @@ impl<H: Host> Operations<H> {
     }
 
     /// The bridge, if the subnet is its own: else the asker could become the resolver of one of the host's networks, or have the
-    /// host put its own address on what it forwards for others.
+    /// host put its own address on what it forwards for others. IPv6 is in the answer only where the bridge has that as well: it
+    /// has not where the host itself has none.
     async fn addressed_bridge(
         &mut self,
         instance: Instance,
         bridge: &BridgeName,
         subnet: CheckedSubnet,
-    ) -> Result<Link, OperationError> {
+    ) -> Result<(Link, CheckedSubnet), OperationError> {
         let link = self.required_bridge(instance, bridge).await?;
         let addresses = self.host.addresses(link.index).await?;
-        match subnet.own_addresses().into_iter().find(|wanted| !addresses.contains(wanted)) {
-            None => Ok(link),
-            Some((missing, _)) => Err(OperationError::NoAddress(bridge.interface().clone(), missing)),
+        let has = |subnet: CheckedSubnet| subnet.own_addresses().iter().all(|wanted| addresses.contains(wanted));
+        match [subnet, subnet.without_ipv6()].into_iter().find(|subnet| has(*subnet)) {
+            Some(own) => Ok((link, own)),
+            None => Err(OperationError::NoAddress(bridge.interface().clone(), subnet.gateway().into())),
         }
     }
 
@@ -320,7 +322,10 @@ impl<H: Host> Operations<H> {
     async fn ensure_nat(&mut self, instance: Instance, bridge: &BridgeName, subnet: CheckedSubnet) -> Outcome {
         // Rules that drop must never name an interface of somebody else's, nor what its taps' names begin with.
         refuse_others(instance, &self.host.links().await?)?;
-        let link = self.addressed_bridge(instance, bridge, subnet).await?;
+        let (link, own) = self.addressed_bridge(instance, bridge, subnet).await?;
+        if let Some(ipv6) = subnet.ipv6().filter(|_| own.ipv6().is_none()) {
+            return Err(OperationError::NoAddress(bridge.interface().clone(), ipv6.gateway().into()));
+        }
         let rewritten = self.host.replace_tables(&rules::tables(instance, bridge, subnet)).await?;
         self.host.answer_for_guests(bridge.interface()).await?;
         self.pass_firewalls(instance, |chain| chain.wanted(instance, bridge)).await?;
@@ -368,10 +373,11 @@ impl<H: Host> Operations<H> {
     ) -> Result<(), OperationError> {
         // To take everything back opens nothing, and has to work whatever became of the bridge: the daemon takes "not found"
         // for "there are no rules that could hold a grant".
-        if !grants.is_empty() {
-            self.addressed_bridge(instance, bridge, subnet).await?;
-        }
-        let found = self.host.refill_sets(&instance.table(), &rules::grants(subnet, grants)).await?;
+        let own = match grants {
+            [] => subnet,
+            _ => self.addressed_bridge(instance, bridge, subnet).await?.1,
+        };
+        let found = self.host.refill_sets(&instance.table(), &rules::grants(own, grants)).await?;
         if found { Ok(()) } else { Err(OperationError::NoTable(instance.table())) }
     }
 

@@ -144,6 +144,12 @@ impl CheckedSubnet {
         self.ipv6
     }
 
+    /// The same, for guests without IPv6.
+    #[must_use]
+    pub(super) fn without_ipv6(self) -> Self {
+        Self { ipv6: None, ..self }
+    }
+
     /// The bridge's own addresses.
     #[must_use]
     pub(super) fn own_addresses(self) -> Vec<(IpAddr, u8)> {

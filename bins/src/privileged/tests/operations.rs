@@ -408,7 +408,6 @@ async fn rules_and_grants_are_about_the_bridges_own_subnet_only() {
         Subnet { gateway: Ipv4Addr::new(192, 168, 0, 1), prefix: 16, ipv6: None },
         Subnet { gateway: Ipv4Addr::new(172, 16, 0, 9), ..subnet() },
         Subnet { prefix: 23, ..subnet() },
-        dual,
     ];
     let grant = Grant { from: TapNumber(0), to: GrantTarget::Tap(TapNumber(1)) };
     let about = |subnet| {
@@ -423,7 +422,14 @@ async fn rules_and_grants_are_about_the_bridges_own_subnet_only() {
         let refused = perform(&host, &operation).await;
         assert!(matches!(refused, Err(OperationError::NoAddress(..))), "{operation:?}: {refused:?}");
     }
+    let [nat_of_dual, grants_of_dual] = about(dual);
+    let refused = perform(&host, &nat_of_dual).await;
+    assert!(matches!(refused, Err(OperationError::NoAddress(_, std::net::IpAddr::V6(_)))), "{refused:?}");
     assert!(host.with(|s| s.changes().is_empty()));
+    // A host without IPv6: the bridge has none of it, and a grant is for what there is.
+    done(&host, grants_of_dual).await;
+    let names = PrivilegedOperation::BindDns { instance: ONE, bridge: "bbabcdef".parse().unwrap(), subnet: dual };
+    assert!(perform(&host, &names).await.is_ok());
     host.with(|s| s.addresses.get_mut(&index).unwrap().push((dual.gateway6().unwrap().into(), 64)));
     for operation in about(dual) {
         done(&host, operation).await;
