@@ -19,6 +19,8 @@ use std::time::Duration;
 const SOCKET_NAME: &[u8] = b"banger-shutdown";
 /// How long PID 1 leaves the last steps to the agent: a freeze may have much to write.
 const AGENT_GRACE: Duration = Duration::from_secs(20);
+/// How long the last sync of PID 1 may take.
+const LAST_SYNC: Duration = Duration::from_secs(10);
 /// How long PID 1 looks for an agent that the keeper may just be starting again.
 const AGENT_SEARCH: Duration = Duration::from_secs(2);
 
@@ -83,8 +85,20 @@ pub fn tell_agent(verb: &str) {
     {
         std::thread::sleep(AGENT_GRACE);
     }
-    nix::unistd::sync();
+    sync_for_a_while();
     reset()
+}
+
+/// An agent that froze the disk and died before the reset has left something that nobody can write to any more: a sync then never
+/// ends, and the machine must.
+fn sync_for_a_while() {
+    let (done, synced) = std::sync::mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        nix::unistd::sync();
+        drop(done);
+    });
+    // Nothing is ever sent: it ends with the sync, or with the time.
+    synced.recv_timeout(LAST_SYNC).ok();
 }
 
 /// Resets the machine at once.

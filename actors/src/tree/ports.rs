@@ -13,6 +13,8 @@ use messages::guest::{AgentFrame, DaemonFrame, ExecSpec, GuestAnswer, GuestQuest
 use messages::ids::{BootNonce, ImageName, KernelName, OperationId, VmId, VmName};
 use messages::privileged::TapNumber;
 use messages::vm::{NetAllow, SshPublicKey};
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -71,14 +73,20 @@ impl HostPorts {
     }
 }
 
-/// The UUID of the file system in a disk that is there already; `None` where there is no disk.
+/// The UUID of the file system in a disk that is there already; `None` where there is no disk, or none any more.
 fn disk_uuid(path: &Path) -> Result<Option<String>, WireError> {
     let unreadable = |error: &(dyn std::error::Error + 'static)| host_error("the VM's disk cannot be read", error);
     match std::fs::File::open(path) {
-        Ok(file) => {
-            let superblock = Superblock::read(&file).map_err(|error| unreadable(&error))?;
-            Ok(Some(superblock.uuid.hyphenated().to_string()))
-        }
+        Ok(file) => match Superblock::read(&file) {
+            Ok(superblock) => Ok(Some(superblock.uuid.hyphenated().to_string())),
+            // A power cut soon after the create: the file has its name and size, and nothing of it had been written.
+            Err(_) if lseek(&file, 0, Whence::SeekData) == Err(Errno::ENXIO) => {
+                tracing::warn!(path = %path.display(), "a disk is empty: it is made anew");
+                std::fs::remove_file(path).map_err(|error| unreadable(&error))?;
+                Ok(None)
+            }
+            Err(error) => Err(unreadable(&error)),
+        },
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(unreadable(&error)),
     }
@@ -357,5 +365,25 @@ impl VmmHandle for Running {
         Box::pin(async move {
             driver.send_ctrl_alt_del().await.map_err(|error| WireError::from_error(ErrorKind::Guest, &error))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_of_which_nothing_was_written_is_none_and_a_damaged_one_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(DISK);
+        assert!(disk_uuid(&path).unwrap().is_none());
+        for length in [0, 1 << 20] {
+            std::fs::File::create(&path).unwrap().set_len(length).unwrap();
+            assert!(disk_uuid(&path).unwrap().is_none());
+            assert!(!path.exists(), "room for a new one");
+        }
+        std::fs::write(&path, [7; 8192]).unwrap();
+        assert!(disk_uuid(&path).is_err());
+        assert!(path.exists(), "somebody may want to look at it");
     }
 }
