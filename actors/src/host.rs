@@ -1,4 +1,4 @@
-//! What this host has, and what sizes a VM gets on it. Pure apart from [`HostFacts::probe`] and [`disk_space`]; refuses only
+//! What this host has, and what sizes a VM gets on it. Pure apart from [`HostFacts::probe`], [`boot_id`] and [`disk_space`]; refuses only
 //! what could never work: whether there is room *now* is the registry's admission.
 
 use crate::config::VmDefaults;
@@ -13,6 +13,14 @@ const HOST_DISK: u64 = 8 << 30;
 const HOST_VCPUS_CAP: u32 = 4;
 const HOST_MEMORY_CAP_MIB: u64 = 8 << 10;
 const MIB: u64 = 1 << 20;
+
+/// The kernel's name for this boot of the host (random(4)).
+///
+/// # Errors
+/// Where `/proc` does not have it.
+pub fn boot_id() -> std::io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
 
 /// What there is to share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

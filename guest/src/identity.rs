@@ -71,8 +71,8 @@ pub fn assume(spec: &BootSpec) -> Result<(), IdentityError> {
 fn hosts_file(old: &[u8], name: &str, network: Option<&GuestNetwork>) -> Vec<u8> {
     let mut lines = lines(old);
     lines.retain(|line| !line.ends_with(HOSTS_MARK.as_bytes()));
-    let words = |line: &'_ [u8]| line.split(u8::is_ascii_whitespace).skip(1).any(|word| word == b"localhost");
-    if !lines.iter().any(|line| words(line)) {
+    let is_localhosts = |line: &&[u8]| line.split(u8::is_ascii_whitespace).skip(1).any(|word| word == b"localhost");
+    if !lines.iter().any(is_localhosts) {
         lines.insert(0, b"::1 localhost ip6-localhost ip6-loopback");
         lines.insert(0, b"127.0.0.1 localhost");
     }

@@ -15,7 +15,7 @@ use messages::{ErrorKind, WireError};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 
 /// How many go on at once, in the whole daemon. Each holds up to five of its blocking threads for as long as it takes, of which VMs
 /// need some to start.
@@ -73,7 +73,7 @@ impl<T: Clone + Send + Sync + 'static> Flight<T> {
             steps.send_replace(State::Running(Some(progress)));
         });
         let (token, waiting, ended) = (cancel.token(), reporter.clone(), sender.clone());
-        let job = move || {
+        let job = move |place: SemaphorePermit<'static>| {
             // A panic is this pull's end, not the thread pool's.
             let outcome = catch_unwind(AssertUnwindSafe(|| work(&cancel, &reporter)));
             let result = match outcome {
@@ -83,30 +83,23 @@ impl<T: Clone + Send + Sync + 'static> Flight<T> {
                 }
             };
             sender.send_replace(State::Done(result));
+            drop(place);
         };
         match PLACES.try_acquire() {
-            Ok(place) => {
-                runtime.spawn_blocking(move || {
-                    job();
-                    drop(place);
-                });
-            }
+            Ok(place) => drop(runtime.spawn_blocking(move || job(place))),
             Err(_) => {
                 waiting.step(format!("waiting for one of {AT_ONCE} pulls to end"));
                 let pool = runtime.clone();
                 runtime.spawn(async move {
                     let place = tokio::select! {
-                        place = PLACES.acquire() => place,
+                        place = PLACES.acquire() => place.expect("the semaphore is never closed"),
                         () = token.cancelled() => {
                             let nobody = WireError::new(ErrorKind::Cancelled, "nobody waits for the pull any more");
                             ended.send_replace(State::Done(Err(nobody)));
                             return;
                         }
                     };
-                    pool.spawn_blocking(move || {
-                        job();
-                        drop(place);
-                    });
+                    pool.spawn_blocking(move || job(place));
                 });
             }
         }

@@ -1,6 +1,7 @@
 //! The real [`Ports`]: wires a VM actor to the other actors, to VMMs and to agents. Decides nothing.
 
 use super::sources::{ArtifactSource, TapSource};
+use super::sweep;
 use crate::agent_link::{self, AgentLink};
 use crate::ext4::{Superblock, disk};
 use crate::paths::Paths;
@@ -30,9 +31,6 @@ const DISK: &str = "disk.ext4";
 /// How much of a console is kept, in bytes.
 const CONSOLE_KEEP: u64 = 4 << 20;
 
-/// For a VMM that should not be there to die.
-const KILL_PATIENCE: Duration = Duration::from_secs(10);
-
 /// From the first byte to the proof of the managed key. Generous: a guest that is just starting its sshd makes us wait.
 const SSH_HANDSHAKE: Duration = Duration::from_secs(60);
 /// For the guest's agent to take a connection.
@@ -53,12 +51,12 @@ pub(super) struct HostPorts {
     pub(super) ssh_key: KeyPlace,
 }
 
-fn host_error(what: &str, error: &(dyn std::error::Error + 'static)) -> WireError {
+pub(super) fn host_error(what: &str, error: &(dyn std::error::Error + 'static)) -> WireError {
     WireError::from_error(ErrorKind::Host, error).context(what)
 }
 
 /// Runs what may block on a thread for that.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     what: &'static str,
     work: impl FnOnce() -> Result<T, WireError> + Send + 'static,
 ) -> Result<T, WireError> {
@@ -245,23 +243,8 @@ impl Ports for HostPorts {
     }
 
     fn remove_files(&self, vm: VmId) -> BoxFuture<'static, Result<(), WireError>> {
-        let (files, dir) = (self.files(vm), self.paths.vm_dir(vm));
-        Box::pin(async move {
-            // The lock is in there: without it a VMM that still lives would never be found again.
-            let left = vmm::adopt(&files?).await.map_err(|error| host_error("failed to look for the VMM", &error))?;
-            if let Some(process) = left {
-                tracing::warn!(vm = %vm, pid = process.pid(), "a VMM lives that should have ended: it is killed");
-                let killed = process.kill_and_wait(KILL_PATIENCE).await;
-                killed.map_err(|error| host_error("the VM's VMM cannot be ended", &error))?;
-            }
-            blocking("remove the VM's files", move || match std::fs::remove_dir_all(&dir) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    Err(host_error("failed to remove the VM's files", &error))
-                }
-                Ok(()) | Err(_) => Ok(()),
-            })
-            .await
-        })
+        let files = self.files(vm);
+        Box::pin(async move { sweep::remove(files?).await })
     }
 
     fn trim_logs(&self, vm: VmId) {

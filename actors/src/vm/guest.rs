@@ -84,12 +84,13 @@ impl Vm {
         if restarts > 0 {
             tracing::warn!(vm = %self.record.id, restarts, "the agent had to be restarted in this boot");
         }
+        // Of all that it says, not of what is counted.
+        let runs = |operation: OperationId| identity.operations.contains(&operation);
+        let lost = |operation| self.is_main(operation) && !self.tied_here && !runs(operation);
+        // The guest has ended it, or an earlier daemon died before it was opened: in either case nobody waits for it.
+        let is_left_over = self.record.operation.is_some_and(lost);
         self.operations = identity.operations.into_iter().take(OPERATIONS_MAX).collect();
-        let lost = self.record.operation.filter(|operation| {
-            // The guest has ended it, or an earlier daemon died before it was opened: in either case nobody waits for it.
-            self.is_main(*operation) && !self.tied_here && !self.operations.contains(operation)
-        });
-        if lost.is_some() {
+        if is_left_over {
             tracing::info!(vm = %self.record.id, "the command that it was made for does not run any more");
             self.step_quietly(Event::Delete { force: true }, ctx);
             return;

@@ -124,9 +124,9 @@ impl Worker {
                 match (answer, result) {
                     // The caller may have left.
                     (Some(answer), result) => drop(answer.send(result)),
-                    // What depends on it is a better start of the next daemon: a stop goes on with a full disk.
                     // A create that was rolled back before there was a row.
                     (None, Err(StoreError::NotThere(_))) if deleting => {}
+                    // What depends on it is a better start of the next daemon: a stop goes on with a full disk.
                     (None, Err(error)) => {
                         tracing::error!(vm = %id, error = %WireError::from(error), "cannot write the VM's record");
                     }

@@ -4,6 +4,7 @@
 //! present boot of the host and the present binary.
 
 use crate::config::VmmSetting;
+use crate::host::boot_id;
 use actors_sys::kvm_probe::{Unusable, probe};
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -16,7 +17,6 @@ use tokio::task::spawn_blocking;
 const FIRECRACKER: &str = "firecracker";
 /// Where the answer is kept, in the cache directory.
 const CACHE: &str = "kvm-probe.json";
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Which VMM it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,7 +179,7 @@ impl Key {
     fn of(binary: &Path) -> io::Result<Self> {
         let metadata = std::fs::metadata(binary)?;
         Ok(Self {
-            boot: std::fs::read_to_string(BOOT_ID)?.trim().to_owned(),
+            boot: boot_id()?,
             binary: binary.to_owned(),
             size: metadata.size(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),

@@ -95,24 +95,19 @@ fn entry(
     if kind.is_socket() {
         return Ok(());
     }
-    if metadata.nlink() > 1 && !metadata.is_dir() {
-        let key = (metadata.dev(), metadata.ino());
-        if let Some(first) = links.get(&key) {
-            let mut member = Member::new(path, metadata, EntryType::Link)?;
-            member.link(first.as_os_str().as_bytes());
-            return member.write(archive, io::empty());
-        }
+    // What others may be links to, once it is in the archive.
+    let linked = (metadata.nlink() > 1 && !metadata.is_dir()).then(|| (metadata.dev(), metadata.ino()));
+    if let Some(first) = linked.and_then(|file| links.get(&file)) {
+        let mut member = Member::new(path, metadata, EntryType::Link)?;
+        member.link(first.as_os_str().as_bytes());
+        return member.write(archive, io::empty());
     }
-    let mut linked = || {
-        if metadata.nlink() > 1 && !metadata.is_dir() {
-            links.insert((metadata.dev(), metadata.ino()), path.to_owned());
-        }
-    };
+    let first = linked.map(|file| (file, path.to_owned()));
     if kind.is_file() {
         // A pipe that took its place meanwhile must not hold us up.
         let opened = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(real);
         let Some(file) = present(opened)? else { return Ok(()) };
-        linked();
+        links.extend(first);
         let metadata = file.metadata()?;
         let mut member = Member::new(path, &metadata, EntryType::Regular)?;
         member.attributes(real)?;
@@ -139,7 +134,7 @@ fn entry(
         }
     };
     member.attributes(real)?;
-    linked();
+    links.extend(first);
     member.write(archive, io::empty())
 }
 
