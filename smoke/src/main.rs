@@ -13,6 +13,7 @@ mod case;
 mod command;
 mod host;
 mod init;
+mod outside;
 mod registry;
 mod report;
 mod run;

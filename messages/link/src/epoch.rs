@@ -13,7 +13,8 @@
 //! ```
 //! All little endian. No I/O here.
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
+use std::ops::Range;
 
 /// The longest payload of one envelope.
 pub const PAYLOAD_MAX: usize = 64 << 10;
@@ -61,7 +62,8 @@ impl Kind {
 pub struct Envelope {
     pub kind: Kind,
     pub epoch: u64,
-    pub payload: Bytes,
+    /// Where its payload lies in the bytes that it was found in.
+    pub payload: Range<usize>,
 }
 
 /// Appends an envelope to `out`.
@@ -124,50 +126,34 @@ fn trailer(header: &[u8; HEADER_LEN]) -> [u8; TRAILER_LEN] {
     (!u32::from_le_bytes(sum)).to_le_bytes()
 }
 
-/// Takes whole envelopes off the front of a buffer and skips what is none.
-#[derive(Debug, Default)]
-pub struct Decoder {
-    /// Bytes skipped so far, for the log.
-    pub skipped: u64,
+/// Finds the first whole envelope and skips what is none. Says how many bytes at the front are done with, and the envelope in them;
+/// where there is none, more bytes are needed behind the rest.
+#[must_use]
+pub fn decode(bytes: &[u8]) -> (usize, Option<Envelope>) {
+    let mut at = 0;
+    loop {
+        at += before_magic(&bytes[at..]);
+        let rest = &bytes[at..];
+        let Some(header) = rest.first_chunk::<HEADER_LEN>() else { return (at, None) };
+        let Some((kind, length, epoch)) = parse(header) else {
+            at += 1;
+            continue;
+        };
+        let end = HEADER_LEN + length;
+        let Some(found) = rest.get(end..end + TRAILER_LEN) else { return (at, None) };
+        if found != trailer(header) {
+            // Broken by a restart in its middle. What completed it may hold the next envelope, so look on inside.
+            at += 1;
+            continue;
+        }
+        return (at + end + TRAILER_LEN, Some(Envelope { kind, epoch, payload: at + HEADER_LEN..at + end }));
+    }
 }
 
-impl Decoder {
-    /// The next envelope, or `None` where more bytes are needed.
-    pub fn next(&mut self, buffer: &mut BytesMut) -> Option<Envelope> {
-        loop {
-            self.skip_to_magic(buffer);
-            let header: [u8; HEADER_LEN] = buffer.get(..HEADER_LEN)?.try_into().expect("the slice has that length");
-            let Some((kind, length, epoch)) = parse(&header) else {
-                self.skip(buffer, 1);
-                continue;
-            };
-            let end = HEADER_LEN + length;
-            let found = buffer.get(end..end + TRAILER_LEN)?;
-            if found != trailer(&header) {
-                // Broken by a restart in its middle. What completed it may hold the next envelope, so look on inside.
-                self.skip(buffer, 1);
-                continue;
-            }
-            buffer.advance(HEADER_LEN);
-            let payload = buffer.split_to(length).freeze();
-            buffer.advance(TRAILER_LEN);
-            return Some(Envelope { kind, epoch, payload });
-        }
-    }
-
-    fn skip_to_magic(&mut self, buffer: &mut BytesMut) {
-        let length = buffer.len();
-        let start = (0..length).find(|at| {
-            let rest = &buffer[*at..length.min(at + MAGIC.len())];
-            MAGIC.starts_with(rest)
-        });
-        self.skip(buffer, start.unwrap_or(length));
-    }
-
-    fn skip(&mut self, buffer: &mut BytesMut, count: usize) {
-        buffer.advance(count);
-        self.skipped += u64::try_from(count).unwrap_or(u64::MAX);
-    }
+/// How many bytes lie before the magic, or before what may be the beginning of it.
+fn before_magic(bytes: &[u8]) -> usize {
+    let may_begin = |at: &usize| MAGIC.starts_with(&bytes[*at..bytes.len().min(at + MAGIC.len())]);
+    (0..bytes.len()).find(may_begin).unwrap_or(bytes.len())
 }
 
 fn parse(header: &[u8; HEADER_LEN]) -> Option<(Kind, usize, u64)> {
@@ -186,14 +172,21 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn drain(bytes: &[u8], piece: usize) -> Vec<Envelope> {
-        let mut decoder = Decoder::default();
-        let mut buffer = BytesMut::new();
+    /// What is found where the bytes come in pieces: kinds, epochs and payloads.
+    fn drain(bytes: &[u8], piece: usize) -> Vec<(Kind, u64, Vec<u8>)> {
+        let mut buffer = Vec::new();
         let mut found = Vec::new();
         for chunk in bytes.chunks(piece.max(1)) {
             buffer.extend_from_slice(chunk);
-            while let Some(envelope) = decoder.next(&mut buffer) {
-                found.push(envelope);
+            loop {
+                let (done, envelope) = decode(&buffer);
+                found.extend(
+                    envelope.iter().map(|found| (found.kind, found.epoch, buffer[found.payload.clone()].to_vec())),
+                );
+                buffer.drain(..done);
+                if envelope.is_none() {
+                    break;
+                }
             }
         }
         found
@@ -214,7 +207,7 @@ mod tests {
             bytes.resize(bytes.len() + RESYNC_LEN, 0);
             bytes.extend_from_slice(&start);
             let found = drain(&bytes, 4096);
-            assert_eq!(found, [Envelope { kind: Kind::GuestStart, epoch: 2, payload: Bytes::new() }], "cut at {cut}");
+            assert_eq!(found, [(Kind::GuestStart, 2, Vec::new())], "cut at {cut}");
         }
     }
 
@@ -240,9 +233,8 @@ mod tests {
             }
             let found = drain(&bytes, piece);
             prop_assert_eq!(found.len(), payloads.len());
-            for (envelope, payload) in found.iter().zip(&payloads) {
-                prop_assert_eq!(&envelope.payload[..], &payload[..]);
-                prop_assert_eq!(envelope.epoch, epoch);
+            for (found, payload) in found.into_iter().zip(payloads) {
+                prop_assert_eq!(found, (Kind::Data, epoch, payload));
             }
         }
 

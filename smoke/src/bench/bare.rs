@@ -5,7 +5,7 @@ use crate::case::{Case, Stop, failed};
 use link::frames::{FrameReader, send_hello, write_frame};
 use link::mux::{self, Attach, MuxHandle};
 use messages::guest::{
-    AgentFrame, ArgBytes, BootSpec, CONTROL_PORT, DaemonFrame, Drives, ExecCommand, ExecSpec, ExitStatus,
+    AgentFrame, ArgBytes, BootSpec, CONTROL_PORT, DaemonFrame, Drives, ExecCommand, ExecSpec, ExitStatus, GuestNetwork,
     OPERATION_PORT, OperationFrame, OutputFrame,
 };
 use messages::ids::{BootNonce, OperationId, VmId};
@@ -31,6 +31,8 @@ pub(super) struct Template {
     /// The writable disk as it was when the VM was made.
     disk: PathBuf,
     drives: Drives,
+    /// Where the command line has an interface.
+    pub(super) network: Option<GuestNetwork>,
     directory: PathBuf,
     user: u32,
 }
@@ -60,11 +62,17 @@ impl Template {
     pub(super) fn take(case: &Case<'_>) -> Result<Self, Stop> {
         let vm = case.vm_named("template");
         case.ok(&["vm", "create", "--net", "none", "--name", &vm])?;
-        let shown = case.show(&vm)?;
+        let template = Self::of(case, &vm)?;
+        case.ok(&["vm", "delete", "--force", &vm])?;
+        Ok(template)
+    }
+
+    /// The machine of a VM that runs. Its interface is in use for as long as it does.
+    pub(super) fn of(case: &Case<'_>, vm: &str) -> Result<Self, Stop> {
+        let shown = case.show(vm)?;
         let id = shown["id"].as_str().unwrap_or_default().to_owned();
         let size = shown["size"]["disk_bytes"].as_u64().unwrap_or_default();
         let argv = qemu_of(&id)?;
-        case.ok(&["vm", "delete", "--force", &vm])?;
         let directory = case.world.base.join("bare");
         fs::create_dir_all(&directory)?;
         chown(&directory, Some(case.world.uid), Some(case.world.uid))?;
@@ -84,7 +92,7 @@ impl Template {
             file.map_or_else(|| failed(format!("no `{part}` among {files:?}")), |file| uuid_of(file))
         };
         let drives = Drives { image: of("/images/")?, disk: uuid_of(&disk)?, modules: Some(of("/kernels/")?) };
-        Ok(Self { argv: argv.clone(), disk, drives, directory, user: case.world.uid }
+        Ok(Self { argv: argv.clone(), disk, drives, network: None, directory, user: case.world.uid }
             .without_banger(&argv, own.as_ref()))
     }
 
@@ -178,7 +186,7 @@ impl Template {
             name: "bare".parse()?,
             machine_id: "00112233445566778899aabbccddeeff".to_owned(),
             drives: self.drives.clone(),
-            network: None,
+            network: self.network.clone(),
             authorized_keys: Vec::new(),
             ssh_host_keys: Vec::new(),
             config: ImageConfig::default(),

@@ -15,6 +15,7 @@ mod names;
 mod network;
 mod pull;
 mod stdin;
+mod uplink;
 
 use crate::artifacts;
 use crate::case::{Case, Stop};
@@ -51,7 +52,7 @@ pub(crate) struct Options {
 type Measurement = fn(&Case<'_>) -> Result<Vec<Figure>, Stop>;
 
 /// Each measurement makes figures and leaves no VM. Footprint comes first: it wants a daemon that has done nothing yet.
-const ALL: [(&str, Measurement); 10] = [
+const ALL: [(&str, Measurement); 11] = [
     ("footprint", footprint::measure),
     ("create", create::measure),
     ("list", list::measure),
@@ -61,6 +62,7 @@ const ALL: [(&str, Measurement); 10] = [
     ("boot", boot::measure),
     ("exec", exec::measure),
     ("stdin", stdin::measure),
+    ("uplink", uplink::measure),
     ("names", names::measure),
 ];
 

@@ -11,6 +11,7 @@
 //! either side asks for.
 
 mod driver;
+mod input;
 mod port;
 mod stream;
 #[cfg(test)]

@@ -4,18 +4,16 @@
 //! so the mutex is never waited for; it is there because yamux keeps its socket for itself.
 
 use super::Attach;
-use crate::epoch::{self, Decoder, Kind, OpenEnvelope, RESYNC_LEN};
-use bytes::{Buf, Bytes, BytesMut};
+use super::input::Input;
+use crate::epoch::{self, Kind, OpenEnvelope, RESYNC_LEN};
+use bytes::{Buf, BytesMut};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_util::io::poll_read_buf;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// How much is read from the port at once.
-const READ_CHUNK: usize = 128 << 10;
 /// How much may wait to be written before the multiplexer has to.
 const WRITE_HIGH_WATER: usize = 128 << 10;
 
@@ -30,13 +28,11 @@ pub(crate) enum Side {
 pub(crate) struct Port<T> {
     io: T,
     side: Side,
-    decoder: Decoder,
-    input: BytesMut,
+    input: Input,
     /// Encoded envelopes, the first perhaps half written: never thrown away, or the other side would read on into the next.
     output: BytesMut,
     /// The envelope at the end of `output` that the multiplexer is filling.
     open: Option<OpenEnvelope>,
-    payload: Bytes,
     epoch: Option<u64>,
     /// An epoch that has begun and that no session has taken up yet.
     begun: Option<u64>,
@@ -48,11 +44,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Port<T> {
         let mut port = Self {
             io,
             side,
-            decoder: Decoder::default(),
-            input: BytesMut::new(),
+            input: Input::default(),
             output: BytesMut::new(),
             open: None,
-            payload: Bytes::new(),
             epoch: None,
             begun: None,
             ended: false,
@@ -87,7 +81,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Port<T> {
             Side::Host => {
                 self.seal();
                 self.epoch = None;
-                self.payload = Bytes::new();
+                self.input.drop_payload();
                 epoch::encode(&mut self.output, Kind::HostStart, 0, &[]);
             }
         }
@@ -101,24 +95,28 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Port<T> {
         self.epoch = Some(number);
         self.begun = Some(number);
         self.seal();
-        self.payload = Bytes::new();
+        self.input.drop_payload();
     }
 
     /// Reads until there is payload for the current epoch or the epoch has changed.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.payload.is_empty() && self.begun.is_none() && !self.ended {
-            if let Some(envelope) = self.decoder.next(&mut self.input) {
-                match (envelope.kind, self.side) {
-                    (Kind::Data, _) if Some(envelope.epoch) == self.epoch => self.payload = envelope.payload,
-                    (Kind::GuestStart, Side::Host) => self.enter(envelope.epoch),
+        while self.input.payload().is_empty() && self.begun.is_none() && !self.ended {
+            if let Some((kind, epoch)) = self.input.next_envelope() {
+                match (kind, self.side) {
+                    (Kind::Data, _) if Some(epoch) == self.epoch => {}
+                    (Kind::GuestStart, Side::Host) => self.enter(epoch),
                     (Kind::HostStart, Side::Guest) => self.begin_epoch(),
                     // Of an older epoch, or our own words come back.
-                    (Kind::Data, _) | (Kind::GuestStart, Side::Guest) | (Kind::HostStart, Side::Host) => {}
+                    (Kind::Data, _) | (Kind::GuestStart, Side::Guest) | (Kind::HostStart, Side::Host) => {
+                        self.input.drop_payload();
+                    }
                 }
                 continue;
             }
-            self.input.reserve(READ_CHUNK);
-            let read = ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input))?;
+            let mut room = ReadBuf::new(self.input.room());
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut room))?;
+            let read = room.filled().len();
+            self.input.came(read);
             self.ended = read == 0;
         }
         Poll::Ready(Ok(()))
@@ -202,7 +200,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> SharedPort<T> {
             if port.ended {
                 return Poll::Ready(Ok(None));
             }
-            port.payload = Bytes::new();
+            port.input.drop_payload();
             ready!(port.poll_fill(cx))?;
         }
     }
@@ -233,9 +231,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> futures::io::AsyncRead for EpochIo<T> {
         if self.check(&port).is_err() {
             return Poll::Ready(Ok(0));
         }
-        let length = port.payload.len().min(into.len());
-        into[..length].copy_from_slice(&port.payload[..length]);
-        port.payload.advance(length);
+        let length = port.input.payload().len().min(into.len());
+        into[..length].copy_from_slice(&port.input.payload()[..length]);
+        port.input.took(length);
         Poll::Ready(Ok(length))
     }
 }
