@@ -12,13 +12,14 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 /// How many calls may wait for an answer.
 const PENDING_MAX: usize = 64;
-/// How many frames may wait to be written.
-const OUTGOING_MAX: usize = 16;
+/// How many frames may wait to be written: an acknowledgement for each of a few hundred commands that end at once, say.
+const OUTGOING_MAX: usize = 1024;
 /// How many events may wait for the VM actor. Small: each may be as long as a frame.
 const EVENTS_MAX: usize = 8;
 
@@ -33,6 +34,8 @@ pub enum CallError {
     /// Whether the guest did it is not known.
     #[error("the agent did not answer within {} ms", after.as_millis())]
     Timeout { after: Duration },
+    #[error("the agent has {OUTGOING_MAX} frames to take already")]
+    Behind,
     #[error("the agent has {PENDING_MAX} questions to answer already")]
     Busy,
     #[error("the frame cannot be sent")]
@@ -49,7 +52,7 @@ impl CallError {
             Self::NotConnected => ErrorKind::Unavailable,
             Self::Disconnected => ErrorKind::Lost,
             Self::Timeout { .. } => ErrorKind::Timeout,
-            Self::Busy => ErrorKind::Resources,
+            Self::Behind | Self::Busy => ErrorKind::Resources,
             Self::Frame(_) => ErrorKind::Usage,
             Self::Guest(error) => return error.clone(),
         };
@@ -135,18 +138,24 @@ impl AgentLink {
         self.shared.drain.notify_one();
     }
 
-    /// Sends a frame to the connection that it is meant for.
+    /// Sends a frame to the connection that it is meant for. Never waits: a guest that takes nothing in loses the connection, and has
+    /// to begin again.
     ///
     /// # Errors
-    /// [`CallError::NotConnected`] where that one has ended or was replaced.
-    pub async fn send(&self, connection: ConnectionId, frame: &DaemonFrame) -> Result<(), CallError> {
+    /// [`CallError::NotConnected`] where it has ended or was replaced, [`CallError::Behind`] where it ends by this.
+    pub fn send(&self, connection: ConnectionId, frame: &DaemonFrame) -> Result<(), CallError> {
         let bytes = frame::encode(frame, GUEST_FRAME_MAX)?;
         let outgoing = match &self.shared.state().current {
             Some(current) if current.id == connection => current.outgoing.clone(),
             _ => return Err(CallError::NotConnected),
         };
-        // No deadline of its own: the writer has one for each frame, and ends the connection, and with it this.
-        outgoing.send(bytes).await.map_err(|_| CallError::NotConnected)
+        outgoing.try_send(bytes).map_err(|error| match error {
+            TrySendError::Full(_) => {
+                self.disconnect();
+                CallError::Behind
+            }
+            TrySendError::Closed(_) => CallError::NotConnected,
+        })
     }
 
     /// Asks the agent and waits for its answer.

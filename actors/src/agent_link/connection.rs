@@ -32,6 +32,9 @@ pub enum IdentifyError {
     Silent(Duration),
     #[error("the agent's first frame was not its identity")]
     NotIdentity,
+    /// Each costs the host an answer with a whole boot spec.
+    #[error("the agent identified itself twice on one stream")]
+    IdentityAgain,
     /// Some other program of the guest's, if the guest is not hostile as a whole.
     #[error("something in the guest claimed to be the agent and did not know this boot's nonce")]
     WrongNonce,
@@ -124,6 +127,7 @@ async fn read(
         let frame = untrusted::check(frame::decode::<AgentFrame>(payload)?)?;
         match frame {
             AgentFrame::Answer { call, result } => answers.answer(call, result),
+            AgentFrame::Identify { .. } => return Err(IdentifyError::IdentityAgain),
             // Waits while the VM actor is behind; the guest then waits too.
             frame => {
                 if events.send(LinkEvent::Frame { connection: id, frame }).await.is_err() {

@@ -135,7 +135,7 @@ async fn an_agent_connects_and_frames_go_both_ways() {
         other => panic!("{other:?}"),
     };
     assert_eq!(host.link.connection(), Some(connection));
-    host.link.send(connection, &DaemonFrame::Welcome).await.unwrap();
+    host.link.send(connection, &DaemonFrame::Welcome).unwrap();
     assert_eq!(agent.receive().await, Some(DaemonFrame::Welcome));
     agent.send(&ready("degraded\x1b[31m")).await;
     match host.event().await {
@@ -147,7 +147,7 @@ async fn an_agent_connects_and_frames_go_both_ways() {
     drop(agent);
     assert!(matches!(host.disconnected().await, (gone, IdentifyError::Closed) if gone == connection));
     assert!(host.link.connection().is_none());
-    assert!(matches!(host.link.send(connection, &DaemonFrame::Welcome).await, Err(CallError::NotConnected)));
+    assert!(matches!(host.link.send(connection, &DaemonFrame::Welcome), Err(CallError::NotConnected)));
 }
 
 #[tokio::test]
@@ -258,8 +258,8 @@ async fn the_newest_stream_counts() {
     let new = host.connected().await;
     assert!(matches!(asked.await.unwrap(), Err(CallError::Disconnected)));
     assert_eq!(first.receive().await, None);
-    assert!(matches!(host.link.send(old, &DaemonFrame::Welcome).await, Err(CallError::NotConnected)));
-    host.link.send(new, &DaemonFrame::Welcome).await.unwrap();
+    assert!(matches!(host.link.send(old, &DaemonFrame::Welcome), Err(CallError::NotConnected)));
+    host.link.send(new, &DaemonFrame::Welcome).unwrap();
     assert_eq!(second.receive().await, Some(DaemonFrame::Welcome));
     host.link.disconnect();
     assert!(matches!(host.disconnected().await, (gone, IdentifyError::Dropped) if gone == new));
@@ -274,7 +274,7 @@ async fn a_silent_dial_changes_nothing() {
     let connection = host.connected().await;
     let silent = UnixStream::connect(&host.path).await.unwrap();
     assert!(matches!(host.refused().await, IdentifyError::Silent(_)));
-    host.link.send(connection, &DaemonFrame::Welcome).await.unwrap();
+    host.link.send(connection, &DaemonFrame::Welcome).unwrap();
     assert_eq!(agent.receive().await, Some(DaemonFrame::Welcome));
     let _slow = UnixStream::connect(&host.path).await.unwrap();
     let start = Instant::now();
@@ -434,13 +434,40 @@ async fn a_guest_that_does_not_read_is_cut_off() {
     let mut host = host();
     let agent = Agent::identified(&host.path).await;
     let connection = host.connected().await;
+    let ping = DaemonFrame::Call { call: 1, question: GuestQuestion::Ping };
     let sending = async {
-        let keys = DaemonFrame::Call { call: 1, question: GuestQuestion::Ping };
-        while host.link.send(connection, &keys).await.is_ok() {}
+        // As long as the writer takes them: what the socket's buffer holds, and then nothing.
+        while host.link.send(connection, &ping).is_ok() {
+            tokio::task::yield_now().await;
+        }
     };
     timeout(PATIENCE, sending).await.expect("the sender is told");
-    assert!(matches!(host.disconnected().await, (_, IdentifyError::Stalled(_))));
+    assert!(matches!(host.disconnected().await, (_, IdentifyError::Stalled(_) | IdentifyError::Dropped)));
+    assert!(matches!(host.link.send(connection, &ping), Err(CallError::NotConnected)));
     drop(agent);
+}
+
+/// Whatever is sent, nothing waits and nothing grows.
+#[tokio::test]
+async fn what_a_guest_does_not_take_is_bounded() {
+    let mut host = host();
+    let agent = Agent::identified(&host.path).await;
+    let connection = host.connected().await;
+    let sent =
+        (0..1_000_000).find(|_| matches!(host.link.send(connection, &DaemonFrame::Welcome), Err(CallError::Behind)));
+    assert!(sent.is_some_and(|sent| sent < 10_000), "{sent:?}");
+    assert!(matches!(host.disconnected().await, (_, IdentifyError::Dropped)));
+    drop(agent);
+}
+
+/// Each identity is answered with a whole boot spec.
+#[tokio::test]
+async fn an_agent_identifies_itself_once() {
+    let mut host = host();
+    let mut agent = Agent::identified(&host.path).await;
+    host.connected().await;
+    agent.send(&identity(None)).await;
+    assert!(matches!(host.disconnected().await, (_, IdentifyError::IdentityAgain)));
 }
 
 /// Once the boot's nonce is known, a stranger in the guest cannot take the agent's place.
@@ -456,7 +483,7 @@ async fn a_pinned_link_lets_nobody_else_in() {
         assert!(matches!(host.refused().await, IdentifyError::WrongNonce));
         assert_eq!(stranger.receive().await, None);
     }
-    host.link.send(connection, &DaemonFrame::Welcome).await.unwrap();
+    host.link.send(connection, &DaemonFrame::Welcome).unwrap();
     assert_eq!(agent.receive().await, Some(DaemonFrame::Welcome));
     let mut again = Agent::dial(&host.path).await;
     again.send(&identity(Some(7))).await;

@@ -30,7 +30,14 @@ pub struct BootFiles {
 /// Reading and hashing the agent takes longer than all else of a VM's creation. A lock, not an actor: it is held for a look-up, on a
 /// thread that may block.
 #[derive(Debug, Clone, Default)]
-pub struct Memo(Arc<Mutex<HashMap<String, (AgentStamp, BootFiles)>>>);
+pub struct Memo(Arc<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    files: Mutex<HashMap<String, (AgentStamp, BootFiles)>>,
+    /// Held by whoever makes some: after a restart of the daemon every VM asks at once, and one answer is enough for all.
+    making: Mutex<()>,
+}
 
 /// Changes whenever the agent is replaced or written to: an install does the one, a build the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +56,12 @@ impl Memo {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, (AgentStamp, BootFiles)>> {
         // Whole entries are put in and taken out: a panic elsewhere leaves none half-made.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn look_up(&self, kernel: &str, agent: AgentStamp) -> Option<BootFiles> {
+        let known = self.lock().get(kernel).filter(|(of, _)| *of == agent).map(|(_, files)| files.clone());
+        known.filter(|files| files.initramfs.exists())
     }
 }
 
@@ -66,10 +78,11 @@ impl KernelStore {
             size: metadata.size(),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
         };
-        let known = memo.lock().get(name).filter(|(of, _)| *of == stamp).map(|(_, files)| files.clone());
-        if let Some(files) = known
-            && files.initramfs.exists()
-        {
+        if let Some(files) = memo.look_up(name, stamp) {
+            return Ok(files);
+        }
+        let _making = memo.0.making.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(files) = memo.look_up(name, stamp) {
             return Ok(files);
         }
         let files = self.boot_files(name, agent)?;

@@ -7,10 +7,11 @@ use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 use std::path::Path;
 
 /// Numbered from 1; a landed one is never edited: a test holds their digests.
-pub(super) const MIGRATIONS: [&str; 3] = [
+pub(super) const MIGRATIONS: [&str; 4] = [
     include_str!("migrations/0001_vms.sql"),
     include_str!("migrations/0002_ssh_host_keys.sql"),
     include_str!("migrations/0003_net_allow.sql"),
+    include_str!("migrations/0004_old_tombstones.sql"),
 ];
 
 /// What a write must survive.
@@ -21,6 +22,10 @@ pub enum Durability {
     /// The daemon's death: a fact that reconcile would find out again.
     Fact,
 }
+
+/// How long it is known that a VM was deleted, and by which request it had been made. Nobody repeats a request after a week; a program
+/// may make millions of VMs in a month.
+const TOMBSTONE_KEEP_MS: u64 = 7 * 24 * 3600 * 1000;
 
 #[derive(Debug)]
 pub(super) struct Database {
@@ -110,6 +115,10 @@ impl Database {
                 params![vm.0, i64::try_from(now_ms).unwrap_or(i64::MAX)],
             )
             .and_then(|_| transaction.execute("DELETE FROM vms WHERE id = ?1", [vm.0]))
+            .and_then(|_| {
+                let oldest = i64::try_from(now_ms.saturating_sub(TOMBSTONE_KEEP_MS)).unwrap_or(i64::MAX);
+                transaction.execute("DELETE FROM tombstones WHERE deleted_at_ms < ?1", [oldest])
+            })
             .map_err(&failed)?;
         transaction.commit().map_err(failed)
     }

@@ -200,7 +200,7 @@ pub async fn start(
     });
     let files_runtime = runtime.clone();
     let disk_files = Supervisor::start(move |_| Ext4Files::new(files_runtime));
-    let host_restarted = boots::host_restarted(&paths);
+    let host_restarted = boots::host_restarted(&paths, &records);
     let vm = VmContext { ports: ports.clone(), store: store.clone(), runtime, host_restarted };
     let context = RegistryContext { vm, host, names: Some(taps.names()) };
     let registry = Supervisor::start(move |_| Registry::new(context, records));

@@ -284,7 +284,8 @@ fn translate(event: agent_link::LinkEvent) -> Option<LinkEvent> {
             Some(LinkEvent::Down)
         }
         agent_link::LinkEvent::Refused { why } => {
-            tracing::warn!(error = %why, "something in a guest was turned away");
+            // Not louder: a guest can have this said ten times a second, for ever.
+            tracing::debug!(error = %why, "something in a guest was turned away");
             None
         }
         agent_link::LinkEvent::Drained => Some(LinkEvent::Drained),
@@ -295,14 +296,12 @@ struct RealLink(AgentLink);
 
 impl Link for RealLink {
     fn send(&self, frame: DaemonFrame) {
-        let link = self.0.clone();
+        let link = &self.0;
         // The connection of now: an answer to a question is worth nothing to the next one.
         let Some(connection) = link.connection() else { return };
-        tokio::spawn(async move {
-            if let Err(error) = link.send(connection, &frame).await {
-                tracing::debug!(error = %error, "a frame for the agent was lost");
-            }
-        });
+        if let Err(error) = link.send(connection, &frame) {
+            tracing::debug!(error = %error, "a frame for the agent was lost");
+        }
     }
 
     fn pin(&self, nonce: BootNonce) {

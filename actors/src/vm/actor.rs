@@ -8,8 +8,8 @@ use super::state::{At, Denied, Event, State, Then};
 use super::worker::{Work, Worker};
 use crate::ssh::HostKey;
 use crate::store::{Durability, Phase, Store, VmRecord};
-use crate::supervise::{Restarts, Ticket};
-use actix::{Actor, ActorContext as _, Addr, AsyncContext as _, Context, SpawnHandle};
+use crate::supervise::{Restarts, Ticket, told};
+use actix::{Actor, ActorContext as _, Addr, AsyncContext as _, Context, Handler, Message, SpawnHandle};
 use messages::WireError;
 use messages::error::ErrorKind;
 use messages::guest::DaemonFrame;
@@ -19,7 +19,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// How many messages may wait. Requests beyond it wait in their senders.
 const MAILBOX: usize = 64;
@@ -62,7 +62,9 @@ pub struct Vm {
     pub(super) boot: Option<Boot>,
     pub(super) vmm: Option<Arc<dyn Vmm>>,
     pub(super) link: Option<Arc<dyn Link>>,
-    /// The agent asked for its boot spec before the launch was reported: it asks once, and is answered as soon as that is.
+    /// Lets the link's events in, once. Before, they wait in their queue.
+    pub(super) hear: Option<oneshot::Sender<()>>,
+    /// The agent asked for its boot spec before that was known: it asks once, and is answered as soon as it is.
     pub(super) asked_early: bool,
     /// The VMM has ended; what it means is decided when the guest's last words have been heard.
     pub(super) exit: Option<VmmExit>,
@@ -174,6 +176,7 @@ impl Vm {
             boot: None,
             vmm: None,
             link: None,
+            hear: None,
             asked_early: false,
             exit: None,
             operations: BTreeSet::new(),
@@ -254,6 +257,7 @@ impl Vm {
                 }
                 self.vmm = None;
                 self.link = None;
+                self.hear = None;
                 self.asked_early = false;
                 self.exit = None;
                 self.boot = None;
@@ -314,7 +318,7 @@ impl Vm {
 
     pub(super) fn send_spec(&mut self) {
         let (Some(link), Some(boot), Some(nonce)) = (&self.link, &self.boot, self.record.nonce) else {
-            tracing::debug!(vm = %self.record.id, "the guest was faster than the report of its launch");
+            tracing::debug!(vm = %self.record.id, "the guest asks before it is known what it was booted with");
             self.asked_early = true;
             return;
         };
@@ -325,6 +329,20 @@ impl Vm {
         }
         let spec = boot_spec::build(&self.record, nonce, boot, fresh);
         link.send(DaemonFrame::Spec(Box::new(spec)));
+    }
+}
+
+/// The VM's worker panicked. Nothing that is asked of the VM would ever be done.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct WorkerDied;
+
+impl Handler<WorkerDied> for Vm {
+    type Result = ();
+
+    fn handle(&mut self, _: WorkerDied, ctx: &mut Self::Context) {
+        tracing::error!(vm = %self.record.id, "the VM's worker is dead: its actor begins again");
+        ctx.stop();
     }
 }
 
@@ -340,7 +358,14 @@ impl Actor for Vm {
                 actor: ctx.address().recipient().downgrade(),
                 _ticket: Arc::clone(&self.ticket),
             };
-            self.context.runtime.spawn(worker.run(queue));
+            let (working, actor) = (self.context.runtime.spawn(worker.run(queue)), ctx.address().downgrade());
+            self.context.runtime.spawn(async move {
+                if working.await.is_err()
+                    && let Some(actor) = actor.upgrade()
+                {
+                    told(actor.send(WorkerDied).await);
+                }
+            });
         }
         if let Some(event) = self.begin.take()
             && let Err(denied) = self.step(event, ctx)

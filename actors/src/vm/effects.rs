@@ -14,7 +14,7 @@ use messages::error::ErrorKind;
 use messages::guest::{GuestAnswer, GuestQuestion, StopKind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Frames of one guest that may wait: a flood fills this and then stalls at its own source.
 const LINK_QUEUE: usize = 64;
@@ -124,12 +124,18 @@ impl Vm {
         self.timer = Some(ctx.notify_later(TimedOut { attempt, timer }, after));
     }
 
-    /// A queue for a new link, drained into the mailbox one frame at a time: a guest's flood gets no more turns than anybody.
-    fn link_events(&self, ctx: &mut Context<Self>) -> mpsc::Sender<LinkEvent> {
+    /// A queue for a new link, drained into the mailbox one frame at a time: a guest's flood gets no more turns than anybody. Nothing
+    /// of it comes before [`Self::hear_guest`].
+    pub(super) fn link_events(&mut self, ctx: &mut Context<Self>) -> mpsc::Sender<LinkEvent> {
         let (events, mut queue) = mpsc::channel(LINK_QUEUE);
+        let (hear, heard) = oneshot::channel();
+        self.hear = Some(hear);
         let actor = ctx.address().downgrade();
         let attempt = self.state.attempt;
         self.context.runtime.spawn(async move {
+            if heard.await.is_err() {
+                return;
+            }
             while let Some(event) = queue.recv().await {
                 let Some(actor) = actor.upgrade() else { break };
                 if actor.send(super::guest::FromLink { attempt, event }).await.is_err() {
@@ -138,6 +144,16 @@ impl Vm {
             }
         });
         events
+    }
+
+    /// Lets in what the guest says: it is known by now what runs, and there is a link to answer by.
+    pub(super) fn hear_guest(&mut self) {
+        if self.link.is_some()
+            && let Some(hear) = self.hear.take()
+        {
+            // Nobody to hear it: the queue's task ends with the runtime only.
+            hear.send(()).ok();
+        }
     }
 
     pub(super) fn watch_exit(&self, vmm: &Arc<dyn Vmm>, ctx: &mut Context<Self>) {

@@ -70,6 +70,10 @@ pub(crate) struct Script {
     pub(crate) passed: BTreeMap<&'static str, usize>,
     /// This call fails.
     pub(crate) fail: Option<&'static str>,
+    /// This call never ends.
+    pub(crate) hang: Option<&'static str>,
+    /// Whoever comes to this step next panics.
+    pub(crate) panic_at: Option<&'static str>,
     pub(crate) clock_ms: u64,
     /// Earlier SSH handshakes than this one fail.
     pub(crate) ssh_answers_at: usize,
@@ -290,6 +294,9 @@ impl Ports for World {
         wanted: Option<TapNumber>,
         _: Vec<messages::vm::NetAllow>,
     ) -> BoxFuture<'static, Result<TapGrant, WireError>> {
+        if self.script().hang == Some("lease_tap") {
+            return Box::pin(std::future::pending());
+        }
         if let Err(error) = self.failing("lease_tap") {
             return Box::pin(std::future::ready(Err(error)));
         }
@@ -363,6 +370,9 @@ impl Ports for World {
         vm: VmId,
         events: mpsc::Sender<LinkEvent>,
     ) -> BoxFuture<'static, Result<Arc<dyn Link>, WireError>> {
+        if let Err(error) = self.failing("listen") {
+            return Box::pin(std::future::ready(Err(error)));
+        }
         let alive = self.alive().contains(&vm);
         let mut outside = self.outside();
         let machine = outside.machines.entry(vm).or_insert_with(|| Machine {
@@ -444,7 +454,9 @@ impl Ports for World {
         let mut script = self.script();
         *script.passed.entry(step).or_default() += 1;
         let freezes = script.freeze_at == Some(step);
+        let panics = script.panic_at.take_if(|panic_at| *panic_at == step).is_some();
         drop(script);
+        assert!(!panics, "asked to");
         if !freezes {
             return Box::pin(std::future::ready(()));
         }

@@ -1,13 +1,16 @@
 //! What a guest's agent says. All of it is hostile: a frame may change what is told about this VM, and nothing else.
 
 use super::actor::Vm;
+use super::outcomes::UNHEARD;
 use super::ports::LinkEvent;
 use super::state::{At, Attempt, Event};
-use crate::store::Durability;
+use super::worker::Work;
+use crate::store::{Durability, StoreError};
 use actix::{Context, Handler, Message};
 use messages::guest::{AgentFrame, DaemonFrame, RunningIdentity};
 use messages::ids::OperationId;
 use messages::vm::{Lifetime, Readiness};
+use tokio::sync::oneshot;
 
 /// How many operations of one guest are counted. Their handles live in the guest; this is only for people to see.
 const OPERATIONS_MAX: usize = 4096;
@@ -41,7 +44,7 @@ impl Vm {
     fn on_frame(&mut self, attempt: Attempt, frame: AgentFrame, ctx: &mut Context<Self>) {
         match frame {
             AgentFrame::Identify { running: None, uptime_us, restarts } => {
-                tracing::info!(vm = %self.record.id, uptime_us, restarts, "the agent asks for its boot spec");
+                tracing::debug!(vm = %self.record.id, uptime_us, restarts, "the agent asks for its boot spec");
                 self.send_spec();
             }
             AgentFrame::Identify { running: Some(identity), restarts, .. } => {
@@ -106,6 +109,7 @@ impl Vm {
 
     fn on_ready(&mut self, attempt: Attempt, level: Readiness, warning: Option<String>, ctx: &mut Context<Self>) {
         let before = self.warning.clone();
+        self.warning.take_if(|warning| warning == UNHEARD);
         if let Some(warning) = warning {
             self.warning = Some(warning.chars().filter(|c| !c.is_control()).take(WARNING_MAX).collect());
         }
@@ -136,15 +140,17 @@ impl Vm {
         self.record.lifetime == Lifetime::Ephemeral && self.record.operation == Some(operation)
     }
 
-    /// Ties an ephemeral VM to the operation that it lives for. False where it has one already.
-    pub(super) fn tie(&mut self, operation: OperationId) -> bool {
+    /// Ties an ephemeral VM to the operation that it lives for, and tells when that is written. `None` where it has one already.
+    pub(super) fn tie(&mut self, operation: OperationId) -> Option<oneshot::Receiver<Result<(), StoreError>>> {
         if self.record.operation.is_some_and(|before| before != operation) {
-            return false;
+            return None;
         }
         self.tied_here = true;
         self.record.operation = Some(operation);
-        self.write(Durability::Fact);
-        true
+        let (answer, written) = oneshot::channel();
+        let record = self.record.clone();
+        self.send_work(Work::Write { record, durability: Durability::Fact, answer: Some(answer) });
+        Some(written)
     }
 
     /// Whether a guest can be asked anything now.

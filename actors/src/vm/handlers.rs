@@ -136,17 +136,28 @@ pub struct BeginOperation {
 }
 
 impl Handler<BeginOperation> for Vm {
-    type Result = Result<(), WireError>;
+    type Result = ResponseFuture<Result<(), WireError>>;
 
     fn handle(&mut self, BeginOperation { operation, main }: BeginOperation, _: &mut Self::Context) -> Self::Result {
-        self.agent()?;
-        if main && self.record.lifetime == Lifetime::Ephemeral && !self.tie(operation) {
-            return Err(WireError::new(
-                ErrorKind::Conflict,
-                format!("VM {} runs the command of this request already", self.record.name),
-            ));
-        }
-        Ok(())
+        let tied = self.agent().and_then(|_| {
+            if !main || self.record.lifetime == Lifetime::Kept {
+                return Ok(None);
+            }
+            self.tie(operation).map(Some).ok_or_else(|| {
+                let name = &self.record.name;
+                WireError::new(ErrorKind::Conflict, format!("VM {name} runs the command of this request already"))
+            })
+        });
+        let vm = self.record.id;
+        Box::pin(async move {
+            // Before the command is handed over: a daemon that finds no command takes the VM for one that nobody waits for.
+            if let Some(written) = tied?
+                && let Ok(Err(error)) = written.await
+            {
+                tracing::error!(%vm, error = %WireError::from(error), "cannot write which command the VM lives for");
+            }
+            Ok(())
+        })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::actor::Vm;
 use super::ports::{Boot, Link, Vmm, VmmExit};
+use super::published::AGENT_TIMEOUT;
 use super::state::{At, Attempt, Event, Then, Timer};
 use super::worker::Work;
 use crate::store::Phase;
@@ -18,6 +19,10 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Between two attempts to find out what a VM runs on that outlived its daemon.
 const GATHER_AGAIN: Duration = Duration::from_secs(3);
 
+/// A VM that is left alone, since it was up when the daemon before was; so is its warning until the agent speaks.
+pub(super) const UNHEARD: &str =
+    "its agent has not been heard of since the daemon's start: `banger vm restart` ends what runs and starts it anew";
+
 /// What runs of a VM. A link that could not be listened for is a VM without exec, not a dead one.
 type Alive = (Arc<dyn Vmm>, Option<Arc<dyn Link>>);
 
@@ -25,12 +30,14 @@ type Alive = (Arc<dyn Vmm>, Option<Arc<dyn Link>>);
 pub(super) enum Outcome {
     Attached {
         alive: Option<Alive>,
-        boot: Option<Box<Boot>>,
         error: Option<WireError>,
     },
     Prepared(Result<Box<Boot>, WireError>),
-    /// What an attach could not have.
-    Gathered(Result<Box<Boot>, WireError>),
+    /// What a VM was booted with that outlived its daemon; a link where one had been missing.
+    Gathered {
+        boot: Result<Box<Boot>, WireError>,
+        link: Option<Result<Arc<dyn Link>, WireError>>,
+    },
     Launched(Result<Alive, WireError>),
     Released,
     Removed(Result<(), WireError>),
@@ -51,18 +58,14 @@ impl Handler<Done> for Vm {
             return;
         }
         let event = match outcome {
-            Outcome::Attached { alive, boot, error } => {
+            Outcome::Attached { alive, error } => {
                 if let Some(error) = &error {
-                    tracing::warn!(vm = %self.record.id, error = %error, "attached with less than all");
+                    tracing::warn!(vm = %self.record.id, error = %error, "attached without a link");
                 }
-                self.boot = boot.map(|boot| *boot);
                 let lives = alive.is_some();
-                if lives && self.boot.is_none() {
-                    self.gather_later(ctx);
-                }
                 let wish = if lives {
                     Then::Rest
-                } else if matches!(self.state.at, At::Attaching { phase: Phase::Creating }) {
+                } else if matches!(self.state.at, At::Attaching { phase: Phase::Creating, .. }) {
                     self.wish_of_unfinished()
                 } else {
                     let error = error
@@ -78,9 +81,9 @@ impl Handler<Done> for Vm {
                     self.vmm = Some(vmm);
                     self.link = link;
                 }
-                Event::Attached { attempt, alive: lives, wish }
+                Event::Attached { attempt, alive: lives, was_ready: self.record.was_ready, wish }
             }
-            Outcome::Gathered(result) => return self.gathered(result, ctx),
+            Outcome::Gathered { boot, link } => return self.gathered(boot, link, ctx),
             Outcome::Prepared(result) => {
                 let result = result.map(|boot| {
                     self.record.tap = boot.tap.as_ref().map_or(self.record.tap, |tap| Some(tap.number));
@@ -93,9 +96,6 @@ impl Handler<Done> for Vm {
                     self.watch_exit(&vmm, ctx);
                     self.vmm = Some(vmm);
                     self.link = link;
-                    if std::mem::take(&mut self.asked_early) {
-                        self.send_spec();
-                    }
                 });
                 Event::Launched { attempt, result }
             }
@@ -104,9 +104,13 @@ impl Handler<Done> for Vm {
         };
         let attached = matches!(event, Event::Attached { alive: true, .. });
         self.step_quietly(event, ctx);
+        self.hear_guest();
         if attached && self.record.lifetime == Lifetime::Ephemeral && self.record.operation.is_none() {
             // Its client died with the daemon before it was handed over.
             self.step_quietly(Event::Delete { force: true }, ctx);
+        } else if attached {
+            self.gather(ctx);
+            ctx.notify_later(Unheard { attempt }, AGENT_TIMEOUT);
         }
     }
 }
@@ -148,8 +152,31 @@ impl Vm {
         ctx.notify_later(GatherAgain { attempt: self.state.attempt }, GATHER_AGAIN);
     }
 
-    fn gathered(&mut self, result: Result<Box<Boot>, WireError>, ctx: &mut Context<Self>) {
-        match result {
+    fn gather(&mut self, ctx: &mut Context<Self>) {
+        let runs = matches!(self.state.at, At::Booting { .. } | At::Running { .. });
+        if runs && (self.boot.is_none() || self.link.is_none()) {
+            let (attempt, record) = (self.state.attempt, self.record.clone());
+            let listen = self.link.is_none().then(|| self.link_events(ctx));
+            self.send_work(Work::Gather { attempt, record, listen });
+        }
+    }
+
+    fn gathered(
+        &mut self,
+        boot: Result<Box<Boot>, WireError>,
+        link: Option<Result<Arc<dyn Link>, WireError>>,
+        ctx: &mut Context<Self>,
+    ) {
+        let mut missing = None;
+        match link {
+            Some(Ok(link)) => {
+                self.link = Some(link);
+                self.hear_guest();
+            }
+            Some(Err(error)) => missing = Some(error),
+            None => {}
+        }
+        match boot {
             Ok(boot) => {
                 self.boot = Some(*boot);
                 self.publish();
@@ -157,10 +184,11 @@ impl Vm {
                     self.send_spec();
                 }
             }
-            Err(error) => {
-                tracing::debug!(vm = %self.record.id, error = %error, "still attached with less than all");
-                self.gather_later(ctx);
-            }
+            Err(error) => missing = Some(error),
+        }
+        if let Some(error) = missing {
+            tracing::debug!(vm = %self.record.id, error = %error, "still attached with less than all");
+            self.gather_later(ctx);
         }
     }
 
@@ -181,10 +209,28 @@ struct GatherAgain {
 impl Handler<GatherAgain> for Vm {
     type Result = ();
 
-    fn handle(&mut self, GatherAgain { attempt }: GatherAgain, _: &mut Self::Context) {
-        let runs = matches!(self.state.at, At::Booting { .. } | At::Running { .. });
-        if attempt == self.state.attempt && runs && self.boot.is_none() {
-            self.send_work(Work::Gather { attempt, record: self.record.clone() });
+    fn handle(&mut self, GatherAgain { attempt }: GatherAgain, ctx: &mut Self::Context) {
+        if attempt == self.state.attempt {
+            self.gather(ctx);
+        }
+    }
+}
+
+/// A VM that outlived its daemon has had time to say something.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Unheard {
+    attempt: Attempt,
+}
+
+impl Handler<Unheard> for Vm {
+    type Result = ();
+
+    fn handle(&mut self, Unheard { attempt }: Unheard, _: &mut Self::Context) {
+        if attempt == self.state.attempt && matches!(self.state.at, At::Booting { again: true }) {
+            tracing::warn!(vm = %self.record.id, "nothing was heard of the VM's agent since the daemon's start");
+            self.warning = Some(UNHEARD.to_owned());
+            self.publish();
         }
     }
 }

@@ -30,7 +30,7 @@ pub enum At {
     /// Nothing, not even a row.
     New,
     /// A row in this phase; whether a VMM lives is being found out.
-    Attaching { phase: Phase },
+    Attaching { phase: Phase, asked: Asked },
     /// Row and disk are being made sure of, tap and image leased. No VMM.
     Preparing { purpose: Purpose },
     /// The VMM is being started.
@@ -68,6 +68,15 @@ pub enum Purpose {
     CreateThenStart,
     /// A VM that exists.
     Start,
+}
+
+/// What else was asked for while it was being found out whether a VMM lives: a stop and a delete are phases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    Nothing,
+    Restart,
+    /// The stop must not wait for the guest.
+    Kill,
 }
 
 /// How far a stop has gone.
@@ -126,6 +135,8 @@ pub enum Event {
     Attached {
         attempt: Attempt,
         alive: bool,
+        /// Its agent had been heard of before.
+        was_ready: bool,
         wish: Then,
     },
     Prepared {
@@ -210,7 +221,7 @@ impl State {
             At::New | At::Preparing { .. } | At::Launching { .. } | At::Booting { .. } | At::BackingOff => {
                 VmState::Starting
             }
-            At::Attaching { phase } => match phase {
+            At::Attaching { phase, .. } => match phase {
                 Phase::Creating | Phase::Running => VmState::Starting,
                 Phase::Stopping => VmState::Stopping,
                 Phase::Stopped => VmState::Stopped,
@@ -287,7 +298,7 @@ impl State {
             {
                 self.ignored()
             }
-            Event::Attached { alive, wish, .. } => self.on_attached(alive, wish),
+            Event::Attached { alive, was_ready, wish, .. } => self.on_attached(alive, was_ready, wish),
             Event::Prepared { result, .. } => self.on_prepared(result),
             Event::Launched { result, .. } => self.on_launched(result),
             Event::Ready { level, .. } => self.on_ready(level),

@@ -41,10 +41,12 @@ pub(super) enum Work {
         boot: Box<Boot>,
         events: mpsc::Sender<LinkEvent>,
     },
-    /// [`Outcome::Gathered`].
+    /// [`Outcome::Gathered`]. Put off by any work that comes after it.
     Gather {
         attempt: Attempt,
         record: VmRecord,
+        /// Where the agent is to be listened for, if it is not.
+        listen: Option<mpsc::Sender<LinkEvent>>,
     },
     Kill(Option<Arc<dyn Vmm>>),
     /// Begun in its turn, after the intents before it are durable; nothing behind it waits for its end.
@@ -75,10 +77,42 @@ pub(super) struct Worker {
     pub(super) _ticket: Arc<crate::supervise::Ticket>,
 }
 
+/// A [`Work::Gather`] under way.
+struct Gathering<'w> {
+    attempt: Attempt,
+    outcome: BoxFuture<'w, Outcome>,
+}
+
 impl Worker {
     pub(super) async fn run(self, mut queue: mpsc::UnboundedReceiver<Work>) {
-        while let Some(work) = queue.recv().await {
-            self.one(work).await;
+        let mut gathering: Option<Gathering<'_>> = None;
+        loop {
+            let work = match &mut gathering {
+                None => queue.recv().await,
+                Some(Gathering { attempt, outcome }) => tokio::select! {
+                    biased;
+                    work = queue.recv() => work,
+                    outcome = outcome => {
+                        let attempt = *attempt;
+                        gathering = None;
+                        self.tell(attempt, outcome).await;
+                        continue;
+                    }
+                },
+            };
+            let Some(work) = work else { return };
+            if let Some(Gathering { attempt, .. }) = gathering.take() {
+                // A helper that hangs must not keep a VM from being stopped. A lease that nobody waits for any more is given back
+                // with the VM's others.
+                let put_off = || WireError::new(ErrorKind::Unavailable, "something else came first");
+                self.tell(attempt, Outcome::Gathered { boot: Err(put_off()), link: None }).await;
+            }
+            match work {
+                Work::Gather { attempt, record, listen } => {
+                    gathering = Some(Gathering { attempt, outcome: Box::pin(self.gather_for(record, listen)) });
+                }
+                work => self.one(work).await,
+            }
         }
     }
 
@@ -99,10 +133,7 @@ impl Worker {
                 self.ports.at_step(record.id, "launched").await;
                 self.tell(attempt, outcome).await;
             }
-            Work::Gather { attempt, record } => {
-                let result = self.gather(&record).await.map(|(boot, _)| Box::new(boot));
-                self.tell(attempt, Outcome::Gathered(result)).await;
-            }
+            Work::Gather { .. } => unreachable!("`run` takes these"),
             Work::Kill(vmm) => {
                 if let Some(vmm) = vmm {
                     vmm.kill();
@@ -144,7 +175,7 @@ impl Worker {
     }
 
     async fn attach(&self, record: VmRecord, events: mpsc::Sender<LinkEvent>) -> Outcome {
-        let dead = || Outcome::Attached { alive: None, boot: None, error: None };
+        let dead = || Outcome::Attached { alive: None, error: None };
         let mut pause = LOOK_AGAIN_FIRST;
         let vmm = loop {
             match self.ports.adopt(record.id).await {
@@ -161,24 +192,26 @@ impl Worker {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LOOK_AGAIN_LAST);
         };
-        // What is missing here is missed only if the guest still has to be told its boot spec.
-        let boot = self.gather(&record).await;
-        match (self.ports.listen(record.id, events).await, boot) {
-            (Ok(link), Ok((boot, _))) => {
-                Outcome::Attached { alive: Some((vmm, Some(link))), boot: Some(Box::new(boot)), error: None }
-            }
-            (Ok(link), Err(error)) => {
-                Outcome::Attached { alive: Some((vmm, Some(link))), boot: None, error: Some(error) }
-            }
-            (Err(error), _) => Outcome::Attached { alive: Some((vmm, None)), boot: None, error: Some(error) },
+        // What the VM was booted with is sought when it can be spoken to: a guest that is up needs nothing of it.
+        match self.ports.listen(record.id, events).await {
+            Ok(link) => Outcome::Attached { alive: Some((vmm, Some(link))), error: None },
+            Err(error) => Outcome::Attached { alive: Some((vmm, None)), error: Some(error) },
         }
     }
 
+    async fn gather_for(&self, record: VmRecord, listen: Option<mpsc::Sender<LinkEvent>>) -> Outcome {
+        let link = match listen {
+            Some(events) => Some(self.ports.listen(record.id, events).await),
+            None => None,
+        };
+        Outcome::Gathered { boot: self.gather(record).await.map(Box::new), link }
+    }
+
     /// Leases and files of a boot whose record exists.
-    async fn gather(&self, record: &VmRecord) -> Result<(Boot, VmRecord), WireError> {
-        let (mut boot, record) = self.lease(record.clone()).await?;
+    async fn gather(&self, record: VmRecord) -> Result<Boot, WireError> {
+        let (mut boot, record) = self.lease(record).await?;
         (boot.disk, boot.disk_uuid) = self.ports.ensure_disk(record.id, record.size.disk_bytes).await?;
-        Ok((boot, record))
+        Ok(boot)
     }
 
     async fn lease(&self, mut record: VmRecord) -> Result<(Boot, VmRecord), WireError> {

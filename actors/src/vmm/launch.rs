@@ -11,7 +11,6 @@ use super::api::{
 };
 use super::files::VmFiles;
 use super::logs::{self, CONSOLE_RATE};
-use super::marks;
 use super::process::{self, Exit, Process, ProcessError};
 use actors_sys::watched_fd::WatchedFd;
 use futures::future::BoxFuture;
@@ -19,10 +18,8 @@ use messages::error::{ErrorKind, WireError};
 use messages::ids::InterfaceName;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use std::ffi::OsString;
-use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::Interest;
@@ -130,8 +127,6 @@ pub enum Cause {
     NeverListened(Duration),
     #[error("failed to connect to the VMM's socket")]
     Socket(#[source] io::Error),
-    #[error("failed to put the last boot's console aside")]
-    Console(#[source] io::Error),
 }
 
 impl LaunchError {
@@ -139,7 +134,7 @@ impl LaunchError {
     #[must_use]
     pub fn to_wire(&self) -> WireError {
         let kind = match &self.cause {
-            Cause::Process(_) | Cause::Socket(_) | Cause::Console(_) => ErrorKind::Host,
+            Cause::Process(_) | Cause::Socket(_) => ErrorKind::Host,
             Cause::NeverListened(_) | Cause::Api(ApiError::Timeout { .. }) => ErrorKind::Timeout,
             Cause::Api(_) | Cause::Died(_) => ErrorKind::Guest,
         };
@@ -227,7 +222,6 @@ struct Spawned {
 impl Spawned {
     async fn new(config: VmmConfig, limits: LaunchLimits) -> Result<Self, Cause> {
         let files = &config.files;
-        fresh_console(files).map_err(Cause::Console)?;
         let arrivals = Arrivals::watch(files.dir());
         let mut arguments: Vec<OsString> = vec!["--api-sock".into(), files.api_socket().into()];
         arguments.extend(["--id", &files.vm().to_string(), "--level", "Warning"].map(OsString::from));
@@ -247,17 +241,6 @@ impl Spawned {
             Err(cause) => Err(self.guard.fail(&files, Step::Connect, cause).await),
         }
     }
-}
-
-/// Puts the last boot's console aside, for the VMM writes from the file's start and the old end would show; and makes the
-/// new one, which only this user may read whatever the VMM's umask.
-fn fresh_console(files: &VmFiles) -> io::Result<()> {
-    match std::fs::rename(files.console(), files.previous_console()) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    marks::forget(&files.console())?;
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(files.console()).map(drop)
 }
 
 /// Says when something appears in a directory.

@@ -35,12 +35,12 @@ pub(super) fn take(paths: &Paths) -> Result<Flock<File>, WireError> {
                 lock.rewind()?;
                 writeln!(lock, "{}", std::process::id())
             };
-            write(&mut lock).map_err(|error| unwritable(&error))?;
+            // Only for the sentence below. On a full disk the daemon has to start, or nothing could be deleted.
+            write(&mut lock).ok();
             Ok(lock)
         }
         Err((mut file, Errno::EWOULDBLOCK)) => {
             let mut pid = String::new();
-            // Only for the sentence.
             let known = file.read_to_string(&mut pid).is_ok() && !pid.trim().is_empty();
             let who = if known { format!(" (process {})", pid.trim()) } else { String::new() };
             Err(WireError::new(

@@ -38,12 +38,23 @@ fn append(path: &Path) -> io::Result<File> {
 }
 
 impl Inner {
+    /// Where no new file can be opened (out of descriptors, say), the old one is written on until one can be.
+    fn turn_over(&mut self) -> io::Result<()> {
+        match std::fs::rename(&self.path, self.path.with_extension("log.1")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        if let Ok(file) = append(&self.path) {
+            self.file = file;
+            self.length = 0;
+        }
+        Ok(())
+    }
+
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         let more = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         if self.length.saturating_add(more) > self.limit {
-            std::fs::rename(&self.path, self.path.with_extension("log.1"))?;
-            self.file = append(&self.path)?;
-            self.length = 0;
+            self.turn_over()?;
         }
         self.file.write_all(bytes)?;
         self.length += more;
@@ -109,5 +120,17 @@ mod tests {
         let size = |path: &Path| std::fs::metadata(path).unwrap().len();
         assert!(size(&path) <= 100 && size(&dir.path().join("d.log.1")) <= 100);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_log_that_could_not_be_turned_over_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.log");
+        let mut log = BoundedLog::open(&path, 15).unwrap();
+        log.write_all(b"0123456789\n").unwrap();
+        // As after a turnover in which the new file could not be opened.
+        std::fs::rename(&path, dir.path().join("d.log.1")).unwrap();
+        log.write_all(b"abcdefghij\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "abcdefghij\n");
     }
 }

@@ -71,7 +71,8 @@ pub(super) fn run(args: &Args) -> Result<(), WireError> {
         Ok(()) => tracing::info!("ended; VMs run on"),
         Err(error) => tracing::error!(error = %error, "ended"),
     }
-    // Held to the very end, past the last write.
+    // What still blocks on a thread is waited for, and only then may another daemon come.
+    drop(system);
     drop(lock);
     result
 }

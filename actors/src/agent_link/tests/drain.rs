@@ -58,7 +58,11 @@ async fn a_failed_write_loses_no_words() {
         agent.send(&ready("")).await;
     }
     drop(agent);
-    let failing = async { while host.link.send(connection, &DaemonFrame::Welcome).await.is_ok() {} };
+    let failing = async {
+        while host.link.send(connection, &DaemonFrame::Welcome).is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
     timeout(PATIENCE, failing).await.expect("the sender is told");
     for count in 0..FRAMES {
         let event = host.event().await;

@@ -3,6 +3,7 @@
 use super::*;
 use crate::store::Phase;
 use crate::vm::BeginOperation;
+use messages::guest::StopKind;
 use messages::ids::OperationId;
 use messages::vm::{Lifetime, RestartPolicy};
 
@@ -258,6 +259,49 @@ fn a_vm_that_was_found_without_the_helper_has_its_address_when_that_is_back() {
         until_view(&daemon, "web", |view| view.state == VmState::Running && view.address.is_none()).await;
         world.script().fail = None;
         until_view(&daemon, "web", |view| view.address.is_some()).await;
+        daemon.assert_no_leaks().await;
+    });
+}
+
+#[test]
+fn a_stop_of_a_vm_that_is_still_looked_for_asks_its_guest() {
+    let (dir, world, id) = left_running(spec("web"));
+    world.script().fail = Some("adopt");
+    life(async {
+        let daemon = Daemon::start(dir.path(), &world).await;
+        let mut vm = daemon.get("web").await.unwrap();
+        vm.command(Command::Stop(None)).await.unwrap();
+        world.script().fail = None;
+        until_down(&mut vm.watch, 0, PATIENCE).await.unwrap();
+        assert_eq!(world.outside().asked, [(id, StopKind::Halt)]);
+        daemon.assert_no_leaks().await;
+    });
+}
+
+#[test]
+fn a_helper_that_hangs_keeps_a_vm_neither_from_running_nor_from_its_stop() {
+    let (dir, world, id) = left_running(spec("web"));
+    world.script().hang = Some("lease_tap");
+    life(async {
+        let daemon = Daemon::start(dir.path(), &world).await;
+        until_view(&daemon, "web", |view| view.state == VmState::Running && view.address.is_none()).await;
+        let mut vm = daemon.get("web").await.unwrap();
+        vm.command(Command::Stop(None)).await.unwrap();
+        until_down(&mut vm.watch, 0, PATIENCE).await.unwrap();
+        assert_eq!(world.outside().asked, [(id, StopKind::Halt)]);
+        daemon.assert_no_leaks().await;
+    });
+}
+
+#[test]
+fn a_vm_that_could_not_be_listened_for_is_spoken_to_later() {
+    let (dir, world, _) = left_running(spec("web"));
+    world.script().fail = Some("listen");
+    life(async {
+        let daemon = Daemon::start(dir.path(), &world).await;
+        until_view(&daemon, "web", |view| view.vmm_pid.is_some()).await;
+        world.script().fail = None;
+        until_view(&daemon, "web", |view| view.state == VmState::Running && view.address.is_some()).await;
         daemon.assert_no_leaks().await;
     });
 }

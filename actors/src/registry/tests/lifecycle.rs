@@ -167,11 +167,6 @@ fn a_guest_that_asks_before_its_launch_is_reported_is_answered_then() {
         world.script().freeze_at = Some("launched");
         let mut vm = daemon.create(1, spec("web"), true).await.unwrap();
         world.until_frozen().await;
-        // Its question came before this, on the same queue: once this is counted the question has been heard.
-        let operation = OperationId([1; 8]);
-        world.say(vm.id, AgentFrame::OperationStarted { operation, pid: 1 }).await;
-        let counted = vm.watch.wait_for(|now| now.view.operations == 1);
-        drop(tokio::time::timeout(PATIENCE, counted).await.unwrap().unwrap());
         assert_eq!(world.outside().specs, [], "there is no link to answer on");
         world.thaw();
         until_ready(&mut vm.watch, 1, Readiness::System, PATIENCE).await.unwrap();

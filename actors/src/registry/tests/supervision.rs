@@ -28,6 +28,27 @@ fn a_vm_actor_that_panics_is_built_anew_and_its_vm_runs_on() {
 }
 
 #[test]
+fn a_vm_whose_worker_panics_does_what_it_was_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new();
+    life(async {
+        let daemon = Daemon::start(dir.path(), &world).await;
+        let vm = daemon.running(1, spec("web")).await;
+        daemon.until_records(|record| record.was_ready).await;
+        daemon.until_passed("written", 2).await;
+        world.script().panic_at = Some("written");
+        vm.command(Command::Stop(None)).await.unwrap();
+        let stopped = async {
+            while daemon.get("web").await.map_or(VmState::Starting, |vm| vm.view().state) != VmState::Stopped {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, stopped).await.expect("the next actor carries it out");
+        daemon.assert_no_leaks().await;
+    });
+}
+
+#[test]
 fn a_registry_that_panics_keeps_its_vms() {
     let dir = tempfile::tempdir().unwrap();
     let world = World::new();

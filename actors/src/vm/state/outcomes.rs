@@ -1,23 +1,34 @@
 //! What comes back: ends of steps, words of the guest, the VMM's death, clocks.
 
-use super::{Answer, At, Effect, Phase, Purpose, Stage, State, Then, Timer};
+use super::{Answer, Asked, At, Effect, Phase, Purpose, Stage, State, Then, Timer};
 use messages::WireError;
 use messages::error::ErrorKind;
 use messages::guest::StopKind;
 use messages::vm::Readiness;
 
 impl State {
-    pub(super) fn on_attached(self, alive: bool, wish: Then) -> Answer {
+    pub(super) fn on_attached(self, alive: bool, was_ready: bool, wish: Then) -> Answer {
         match self.at {
-            At::Attaching { phase } => match (phase, alive) {
+            At::Attaching { phase, asked } => match (phase, alive) {
+                (Phase::Creating | Phase::Running, true) if asked == Asked::Restart => self.to(
+                    At::Stopping { stage: Stage::Guest, then: Then::Start },
+                    vec![Effect::Note(Phase::Running), Effect::AskGuest(StopKind::Reboot), Effect::Arm(Timer::Guest)],
+                ),
+                // What was up before is not ended because its agent is late: it may be busy, or of another version.
+                (Phase::Creating | Phase::Running, true) if was_ready => {
+                    self.to(At::Booting { again: true }, vec![Effect::Note(Phase::Running)])
+                }
                 (Phase::Creating | Phase::Running, true) => {
                     self.to(At::Booting { again: true }, vec![Effect::Note(Phase::Running), Effect::Arm(Timer::Boot)])
                 }
+                (Phase::Stopping, true) if asked == Asked::Kill => self.kill(Then::Rest),
+                // An earlier daemon may not have come to asking it.
                 (Phase::Stopping, true) => self.to(
-                    At::Stopping { stage: Stage::CtrlAltDel, then: Then::Rest },
-                    vec![Effect::CtrlAltDel, Effect::Arm(Timer::CtrlAltDel)],
+                    At::Stopping { stage: Stage::Guest, then: Then::Rest },
+                    vec![Effect::AskGuest(StopKind::Halt), Effect::Arm(Timer::Guest)],
                 ),
                 (Phase::Deleting, true) => self.kill(Then::Delete(None)),
+                (Phase::Running, false) if asked == Asked::Restart => self.release(Then::Start),
                 (Phase::Creating | Phase::Running, false) => self.release(wish),
                 (Phase::Stopping, false) => self.release(Then::Rest),
                 (Phase::Deleting, false) => self.release(Then::Delete(None)),

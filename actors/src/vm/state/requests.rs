@@ -1,6 +1,6 @@
 //! What users and the registry ask of a VM, in every state.
 
-use super::{Answer, At, Effect, Phase, Purpose, Stage, State, Then, Timer};
+use super::{Answer, Asked, At, Effect, Phase, Purpose, Stage, State, Then, Timer};
 use messages::guest::StopKind;
 
 impl State {
@@ -27,7 +27,7 @@ impl State {
         match self.at {
             At::New => match phase {
                 Phase::Creating | Phase::Running | Phase::Stopping | Phase::Deleting => {
-                    self.to(At::Attaching { phase }, vec![Effect::Attach])
+                    self.to(At::Attaching { phase, asked: Asked::Nothing }, vec![Effect::Attach])
                 }
                 // At rest, the registry has checked that nothing lives.
                 Phase::Stopped | Phase::Failed => self.denied("attach to"),
@@ -60,12 +60,12 @@ impl State {
             At::Preparing { purpose: Purpose::CreateOnly } => {
                 self.to(At::Preparing { purpose: Purpose::CreateThenStart }, vec![])
             }
-            At::Attaching { phase: Phase::Creating | Phase::Running } => self.ignored(),
+            At::Attaching { phase: Phase::Creating | Phase::Running, .. } => self.ignored(),
             At::Cancelling { then: Then::Start | Then::StartLater, .. }
             | At::Stopping { then: Then::Start | Then::StartLater, .. }
             | At::Releasing { then: Then::Start | Then::StartLater } => self.ignored(),
             At::New
-            | At::Attaching { phase: Phase::Stopping | Phase::Stopped | Phase::Failed | Phase::Deleting }
+            | At::Attaching { phase: Phase::Stopping | Phase::Stopped | Phase::Failed | Phase::Deleting, .. }
             | At::Cancelling { then: Then::Rest | Then::Fail(_) | Then::Delete(_), .. }
             | At::Stopping { then: Then::Rest | Then::Fail(_) | Then::Delete(_), .. }
             | At::Releasing { then: Then::Rest | Then::Fail(_) | Then::Delete(_) }
@@ -83,9 +83,10 @@ impl State {
             ),
             // Nothing is mounted that could be lost, and nobody is there to be asked.
             At::Booting { again: false } => self.kill(Then::Rest),
-            At::Attaching { phase: Phase::Running | Phase::Creating } => {
-                self.to(At::Attaching { phase: Phase::Stopping }, vec![Effect::Intend(Phase::Stopping)])
-            }
+            At::Attaching { phase: Phase::Running | Phase::Creating, .. } => self.to(
+                At::Attaching { phase: Phase::Stopping, asked: Asked::Nothing },
+                vec![Effect::Intend(Phase::Stopping)],
+            ),
             At::Preparing { purpose: Purpose::CreateThenStart } => {
                 self.to(At::Preparing { purpose: Purpose::CreateOnly }, vec![])
             }
@@ -96,13 +97,24 @@ impl State {
                 self.to(At::Cancelling { creating: false, then: Then::Rest }, vec![])
             }
             At::Cancelling { creating, then } => {
-                self_with(self.attempt, At::Cancelling { creating, then: then.without_start() })
+                // There is no row to write to while it is being made.
+                let effects = if creating { vec![] } else { then.stop_instead() };
+                (
+                    State { attempt: self.attempt, at: At::Cancelling { creating, then: then.without_start() } },
+                    Ok(effects),
+                )
             }
-            At::Stopping { stage, then } => self_with(self.attempt, At::Stopping { stage, then: then.without_start() }),
-            At::Releasing { then } => self_with(self.attempt, At::Releasing { then: then.without_start() }),
-            At::BackingOff => self.to(At::Stopped, vec![Effect::Note(Phase::Stopped)]),
+            At::Stopping { stage, then } => {
+                let effects = then.stop_instead();
+                (State { attempt: self.attempt, at: At::Stopping { stage, then: then.without_start() } }, Ok(effects))
+            }
+            At::Releasing { then } => {
+                let effects = then.stop_instead();
+                (State { attempt: self.attempt, at: At::Releasing { then: then.without_start() } }, Ok(effects))
+            }
+            At::BackingOff => self.to(At::Stopped, vec![Effect::Intend(Phase::Stopped)]),
             At::New
-            | At::Attaching { phase: Phase::Stopping | Phase::Stopped | Phase::Failed | Phase::Deleting }
+            | At::Attaching { phase: Phase::Stopping | Phase::Stopped | Phase::Failed | Phase::Deleting, .. }
             | At::Preparing { purpose: Purpose::CreateOnly }
             | At::Stopped
             | At::Failed { .. }
@@ -117,7 +129,11 @@ impl State {
             At::Stopping { stage: Stage::Guest | Stage::CtrlAltDel, then } => {
                 State { attempt: self.attempt, at: At::Booting { again: false } }.kill(then.without_start())
             }
-            At::Attaching { .. }
+            At::Attaching { phase: Phase::Creating | Phase::Running | Phase::Stopping, .. } => self.to(
+                At::Attaching { phase: Phase::Stopping, asked: Asked::Kill },
+                vec![Effect::Intend(Phase::Stopping)],
+            ),
+            At::Attaching { phase: Phase::Stopped | Phase::Failed | Phase::Deleting, .. }
             | At::New
             | At::Preparing { .. }
             | At::Launching { .. }
@@ -150,6 +166,9 @@ impl State {
             At::Cancelling { creating, then: Then::Rest | Then::Fail(_) } => {
                 self.to(At::Cancelling { creating, then: Then::Start }, vec![])
             }
+            At::Attaching { phase: phase @ (Phase::Creating | Phase::Running), asked: Asked::Nothing } => {
+                self.to(At::Attaching { phase, asked: Asked::Restart }, vec![])
+            }
             At::New
             | At::Attaching { .. }
             | At::Preparing { .. }
@@ -178,7 +197,7 @@ impl State {
             At::Cancelling { then: Then::Delete(_), .. }
             | At::Stopping { stage: Stage::Killed, then: Then::Delete(_) }
             | At::Releasing { then: Then::Delete(_) }
-            | At::Attaching { phase: Phase::Deleting } => self.ignored(),
+            | At::Attaching { phase: Phase::Deleting, .. } => self.ignored(),
             At::New
             | At::Attaching { .. }
             | At::Preparing { .. }
@@ -195,7 +214,8 @@ impl State {
             }
             At::New => self.to(At::Gone { error: None }, vec![]),
             At::Attaching { .. } => {
-                self.to(At::Attaching { phase: Phase::Deleting }, vec![Effect::Intend(Phase::Deleting)])
+                let at = At::Attaching { phase: Phase::Deleting, asked: Asked::Nothing };
+                self.to(at, vec![Effect::Intend(Phase::Deleting)])
             }
             At::Preparing { .. } | At::Launching { .. } => {
                 self.to(At::Cancelling { creating: false, then: Then::Delete(None) }, vec![])
@@ -222,11 +242,15 @@ impl State {
     }
 }
 
-fn self_with(attempt: super::Attempt, at: At) -> Answer {
-    (State { attempt, at }, Ok(Vec::new()))
-}
-
 impl Then {
+    /// What a stop has to write where it takes back a start: the row may still say that the VM is to run.
+    fn stop_instead(&self) -> Vec<Effect> {
+        match self {
+            Self::Start | Self::StartLater => vec![Effect::Intend(Phase::Stopping)],
+            Self::Rest | Self::Fail(_) | Self::Delete(_) => vec![],
+        }
+    }
+
     /// A stop takes back a restart; nothing takes back a delete.
     fn without_start(self) -> Self {
         match self {

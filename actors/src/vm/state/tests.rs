@@ -43,7 +43,12 @@ fn event() -> impl Strategy<Value = (Event, u64)> {
         Just(Event::Kill),
         Just(Event::Restart),
         any::<bool>().prop_map(|force| Event::Delete { force }),
-        (any::<bool>(), then()).prop_map(move |(alive, wish)| Event::Attached { attempt, alive, wish }),
+        (any::<bool>(), any::<bool>(), then()).prop_map(move |(alive, was_ready, wish)| Event::Attached {
+            attempt,
+            alive,
+            was_ready,
+            wish
+        }),
         result().prop_map(move |result| Event::Prepared { attempt, result }),
         result().prop_map(move |result| Event::Launched { attempt, result }),
         readiness.prop_map(move |level| Event::Ready { attempt, level }),
@@ -66,7 +71,7 @@ fn at_attempt(event: Event, now: Attempt) -> Event {
         | Event::Kill
         | Event::Restart
         | Event::Delete { .. } => event,
-        Event::Attached { alive, wish, .. } => Event::Attached { attempt: now, alive, wish },
+        Event::Attached { alive, was_ready, wish, .. } => Event::Attached { attempt: now, alive, was_ready, wish },
         Event::Prepared { result, .. } => Event::Prepared { attempt: now, result },
         Event::Launched { result, .. } => Event::Launched { attempt: now, result },
         Event::Ready { level, .. } => Event::Ready { attempt: now, level },
@@ -259,7 +264,7 @@ proptest! {
         for _ in 0..20 {
             let attempt = state.attempt;
             let event = match world.owed {
-                Some(Owed::Attached) => Event::Attached { attempt, alive: false, wish: Then::Rest },
+                Some(Owed::Attached) => Event::Attached { attempt, alive: false, was_ready: true, wish: Then::Rest },
                 Some(Owed::Prepared) => Event::Prepared { attempt, result: Ok(()) },
                 Some(Owed::Launched) => Event::Launched { attempt, result: Ok(()) },
                 Some(Owed::Released) => Event::Released { attempt },
@@ -296,7 +301,7 @@ proptest! {
         for _ in 0..20 {
             let attempt = state.attempt;
             let event = match world.owed {
-                Some(Owed::Attached) => Event::Attached { attempt, alive: true, wish: Then::Rest },
+                Some(Owed::Attached) => Event::Attached { attempt, alive: true, was_ready: true, wish: Then::Rest },
                 Some(Owed::Prepared) => Event::Prepared { attempt, result: Ok(()) },
                 Some(Owed::Launched) => Event::Launched { attempt, result: Ok(()) },
                 Some(Owed::Released) => Event::Released { attempt },
@@ -401,4 +406,47 @@ fn a_running_vm_is_deleted_only_with_force() {
     let (state, effects) = drive(state, vec![Event::Delete { force: true }]);
     assert_eq!(effects, [Effect::Intend(Phase::Deleting), Effect::Kill, Effect::Arm(Timer::Kill)]);
     assert_eq!(state.published(), VmState::Deleting);
+}
+
+/// A VM that an earlier daemon left running, after these requests, when it is known whether its VMM lives.
+fn found(phase: Phase, requests: &[Event], alive: bool) -> (State, Vec<Effect>) {
+    let attached = Event::Attached { attempt: 0, alive, was_ready: true, wish: Then::Fail(error()) };
+    let events = [&[Event::Attach { phase }], requests, &[attached]].concat();
+    drive(State::NEW, events)
+}
+
+#[test]
+fn what_is_asked_of_a_vm_that_is_being_looked_for_is_done_when_it_is_found() {
+    let asked = |kind| vec![Effect::AskGuest(kind), Effect::Arm(Timer::Guest)];
+    assert_eq!(found(Phase::Running, &[Event::Stop], true).1, asked(StopKind::Halt));
+    assert_eq!(found(Phase::Stopping, &[], true).1, asked(StopKind::Halt), "an earlier daemon's stop");
+    let killed = [Effect::Intend(Phase::Stopping), Effect::Kill, Effect::Arm(Timer::Kill)];
+    assert_eq!(found(Phase::Running, &[Event::Kill], true).1, killed);
+    assert_eq!(found(Phase::Running, &[Event::Stop, Event::Kill], true).1, killed);
+    let (state, effects) = found(Phase::Running, &[Event::Restart], true);
+    assert_eq!(effects[1..], asked(StopKind::Reboot));
+    let at = At::Stopping { stage: Stage::Guest, then: Then::Start };
+    assert_eq!(state.at, at);
+    assert_eq!(found(Phase::Running, &[Event::Restart], false).0.at, At::Releasing { then: Then::Start });
+    assert_eq!(found(Phase::Running, &[Event::Restart, Event::Stop], true).1, asked(StopKind::Halt));
+}
+
+#[test]
+fn a_vm_that_was_up_before_its_daemon_ended_has_no_deadline() {
+    let (state, effects) = found(Phase::Running, &[], true);
+    assert_eq!((state.at, effects), (At::Booting { again: true }, vec![Effect::Note(Phase::Running)]));
+    let attached = Event::Attached { attempt: 0, alive: true, was_ready: false, wish: Then::Rest };
+    let (_, effects) = drive(State::NEW, vec![Event::Attach { phase: Phase::Running }, attached]);
+    assert_eq!(effects, [Effect::Note(Phase::Running), Effect::Arm(Timer::Boot)], "one that never was");
+}
+
+#[test]
+fn a_stop_that_takes_back_a_start_is_written() {
+    let (state, _) = drive(running(), vec![Event::Restart]);
+    assert_eq!(drive(state.clone(), vec![Event::Stop]).1, [Effect::Intend(Phase::Stopping)]);
+    let ended = Event::Exited { attempt: 1, wish: Then::StartLater };
+    let (releasing, _) = drive(running(), vec![ended]);
+    assert_eq!(drive(releasing.clone(), vec![Event::Stop]).1, [Effect::Intend(Phase::Stopping)]);
+    let (waiting, _) = drive(releasing, vec![Event::Released { attempt: 1 }]);
+    assert_eq!(drive(waiting, vec![Event::Stop]).1, [Effect::Intend(Phase::Stopped)]);
 }

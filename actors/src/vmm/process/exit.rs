@@ -183,7 +183,14 @@ async fn clean_up(files: &VmFiles) {
     let mut pause = Duration::from_millis(2);
     loop {
         match Lock::attempt(&path) {
-            Ok(Attempt::Taken(lock)) => return remove_remains(files, lock),
+            Ok(Attempt::Taken(lock)) => {
+                // Another VM's disk may keep the file system busy for seconds.
+                let files = files.clone();
+                if let Err(panic) = spawn_blocking(move || remove_remains(&files, lock)).await {
+                    tracing::error!(%panic, "what a VMM left was not removed");
+                }
+                return;
+            }
             Ok(Attempt::Held(file)) => {
                 if started.elapsed() > HELPERS_GRACE {
                     kill_holders(file).await;

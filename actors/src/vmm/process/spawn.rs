@@ -3,6 +3,7 @@
 use super::exit::{HELPERS_GRACE, Kinship, Process, kill_by_id, remove_remains, remove_sockets};
 use super::lock::{Attempt, Held, Lock, Record, holders, holds, leads_session, read_record, start_time};
 use crate::vmm::files::VmFiles;
+use crate::vmm::marks;
 use actors_sys::detached::Detached;
 use actors_sys::pidfd;
 use nix::sys::signal::{Signal, kill};
@@ -117,6 +118,17 @@ fn start(files: &VmFiles, binary: &Path, arguments: &[OsString]) -> Result<Start
     }
 }
 
+/// Puts the last boot's console aside, for the VMM writes from the file's start and the old end would show; and makes the
+/// new one, which only this user may read whatever the VMM's umask.
+fn fresh_console(files: &VmFiles) -> io::Result<()> {
+    match std::fs::rename(files.console(), files.previous_console()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    marks::forget(&files.console())?;
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(files.console()).map(drop)
+}
+
 fn start_locked(
     files: &VmFiles,
     lock: &Lock,
@@ -125,6 +137,7 @@ fn start_locked(
 ) -> Result<(u32, OwnedFd), ProcessError> {
     // The VMM refuses to start where its sockets exist.
     remove_sockets(files).map_err(|source| ProcessError::File { path: files.dir().to_owned(), source })?;
+    fresh_console(files).map_err(|source| ProcessError::File { path: files.console(), source })?;
     let log = files.log();
     let output = OpenOptions::new().append(true).create(true).mode(0o600).open(&log);
     let output = output.and_then(|file| file.set_len(0).map(|()| file));
