@@ -8,13 +8,18 @@ use actix::{Actor, AtomicResponse, Context, Handler, Message, Recipient, Supervi
 use messages::WireError;
 use messages::error::ErrorKind;
 use messages::privileged::PrivilegedReply;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::Ipv6Addr;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Enough for every VM of a full bridge to ask at once.
 const MAILBOX: usize = 1024;
+
+/// After a helper did not answer in time, whoever asks within this asked while it was waited for: each would wait as long again, one
+/// behind the other.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// How sure the asker has to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +46,8 @@ pub struct Network {
     there: Rc<Cell<bool>>,
     /// How often the helper wrote the rules.
     writings: Rc<Cell<u64>>,
+    /// When the helper last did not answer in time, and what was said of it.
+    silent: Rc<RefCell<Option<(Instant, WireError)>>>,
     /// Says whether the host has IPv6.
     host: fn() -> HostIpv6,
     /// The IPv6 network of guests. Once there is one it stays until the daemon ends: running guests hold addresses of it,
@@ -61,6 +68,7 @@ impl Network {
             names: None,
             there: Rc::new(Cell::new(false)),
             writings: Rc::new(Cell::new(0)),
+            silent: Rc::default(),
             host,
             ipv6: Rc::new(watch::Sender::new(ipv6)),
         }
@@ -110,17 +118,26 @@ impl Handler<EnsureNetwork> for Network {
         let names = self.names.clone();
         let host = if self.ipv6.borrow().is_some() { HostIpv6::Yes } else { (self.host)() };
         let (operations, ipv6) = (plan(&self.settings, host), self.settings.ipv6_network(host));
-        let published = Rc::clone(&self.ipv6);
+        let (published, silent) = (Rc::clone(&self.ipv6), Rc::clone(&self.silent));
         guard_future(self, async move {
             if there.get() && certainty == Certainty::Remembered {
                 return Ok(writings.get());
+            }
+            let waited_along = silent.borrow().clone().filter(|(since, _)| since.elapsed() < SILENCE);
+            if let Some((_, error)) = waited_along {
+                return Err(error);
             }
             there.set(false);
             for operation in operations {
                 let sent = helper.send(Perform(operation)).await;
                 let reply = sent
                     .map_err(|e| WireError::from_error(ErrorKind::Unavailable, &e))?
-                    .map_err(|e| e.context("cannot set the VMs' network up"))?;
+                    .map_err(|e| e.context("cannot set the VMs' network up"))
+                    .inspect_err(|error| {
+                        if error.kind == ErrorKind::Timeout {
+                            silent.replace(Some((Instant::now(), error.clone())));
+                        }
+                    })?;
                 if reply == PrivilegedReply::Rewritten {
                     writings.set(writings.get() + 1);
                 }

@@ -153,6 +153,7 @@ fn guests_ask_the_daemon_first_and_the_hosts_resolvers_while_it_is_away() {
 /// Fails as often as it is told, and counts.
 struct Helper {
     failures: usize,
+    kind: ErrorKind,
     performed: Arc<Mutex<Vec<PrivilegedOperation>>>,
 }
 
@@ -168,7 +169,7 @@ impl Handler<Perform> for Helper {
             return Ok(PrivilegedReply::Done);
         }
         self.failures -= 1;
-        Err(WireError::new(ErrorKind::Host, "no"))
+        Err(WireError::new(self.kind, "no"))
     }
 }
 
@@ -176,7 +177,7 @@ impl Handler<Perform> for Helper {
 fn it_is_brought_about_once_and_again_when_missed() {
     actix::System::new().block_on(async {
         let performed = Arc::new(Mutex::new(Vec::new()));
-        let helper = Helper { failures: 1, performed: Arc::clone(&performed) }.start();
+        let helper = Helper { failures: 1, kind: ErrorKind::Host, performed: Arc::clone(&performed) }.start();
         let network = Network::new(settings("", Place::Usual), helper.recipient()).with_host(|| HostIpv6::No).start();
         let count = || performed.lock().unwrap().len();
 
@@ -193,12 +194,26 @@ fn it_is_brought_about_once_and_again_when_missed() {
 }
 
 #[test]
+fn who_asked_while_a_silent_helper_was_waited_for_does_not_wait_again() {
+    actix::System::new().block_on(async {
+        let performed = Arc::new(Mutex::new(Vec::new()));
+        let helper = Helper { failures: 1, kind: ErrorKind::Timeout, performed: Arc::clone(&performed) }.start();
+        let network = Network::new(settings("", Place::Usual), helper.recipient()).with_host(|| HostIpv6::No).start();
+        let ask = || network.send(EnsureNetwork(Certainty::Fresh));
+        for answer in futures::future::join_all((0..50).map(|_| ask())).await {
+            assert_eq!(answer.unwrap().unwrap_err().kind, ErrorKind::Timeout);
+        }
+        assert_eq!(performed.lock().unwrap().len(), 1, "fifty askers, one attempt");
+    });
+}
+
+#[test]
 fn ipv6_comes_when_the_host_gets_it_and_stays() {
     static HOST: AtomicBool = AtomicBool::new(false);
     let host = || if HOST.load(Ordering::SeqCst) { HostIpv6::Yes } else { HostIpv6::No };
     actix::System::new().block_on(async {
         let performed = Arc::new(Mutex::new(Vec::new()));
-        let helper = Helper { failures: 0, performed: Arc::clone(&performed) }.start();
+        let helper = Helper { failures: 0, kind: ErrorKind::Host, performed: Arc::clone(&performed) }.start();
         let network = Network::new(settings("", Place::Usual), helper.recipient()).with_host(host);
         let published = network.ipv6();
         let network = network.start();

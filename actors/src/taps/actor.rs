@@ -72,6 +72,8 @@ pub struct TapPool {
     retry: Duration,
     /// True while a retry is due.
     retrying: bool,
+    /// True while the network is being looked after: one that takes longer than it should is not joined by others.
+    checking: bool,
 }
 
 impl std::fmt::Debug for TapPool {
@@ -100,6 +102,7 @@ impl TapPool {
             listing: false,
             retry: RETRY_FIRST,
             retrying: false,
+            checking: false,
         }
     }
 
@@ -281,11 +284,13 @@ impl TapPool {
             self.listed = false;
             self.settle(ctx);
         }
-        if self.pool.leased() == 0 {
+        if self.pool.leased() == 0 || self.checking {
             return;
         }
+        self.checking = true;
         let ensured = ensure(self.network.clone(), Certainty::Fresh);
         ctx.spawn(ensured.into_actor(self).map(|result, pool, ctx| {
+            pool.checking = false;
             guard_unit(ctx, |ctx| match result {
                 Ok(writings) => pool.rules_seen(writings, ctx),
                 Err(error) => debug!(%error, "cannot look after the network"),

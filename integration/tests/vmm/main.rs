@@ -170,10 +170,10 @@ async fn an_agent_in_a_process_machine_connects_runs_commands_and_survives_its_d
     while booted.is_none() {
         match timeout(DEADLINE, events.recv()).await.expect("the agent in time").unwrap() {
             LinkEvent::Connected { connection, running: None, .. } => {
-                link.send(connection, &DaemonFrame::Spec(Box::new(boot_spec(VM, "a-vm", NONCE)))).await.unwrap();
+                link.send(connection, &DaemonFrame::Spec(Box::new(boot_spec(VM, "a-vm", NONCE)))).unwrap();
             }
             LinkEvent::Connected { connection, running: Some(_), .. } => {
-                link.send(connection, &DaemonFrame::Welcome).await.unwrap();
+                link.send(connection, &DaemonFrame::Welcome).unwrap();
             }
             LinkEvent::Frame { frame: AgentFrame::Ready { level, .. }, .. } if level >= Readiness::Agent => {
                 booted = Some(level);
@@ -203,7 +203,7 @@ async fn an_agent_in_a_process_machine_connects_runs_commands_and_survives_its_d
             _ => {}
         }
     };
-    link.send(connection, &DaemonFrame::Welcome).await.unwrap();
+    link.send(connection, &DaemonFrame::Welcome).unwrap();
     assert_eq!(run(&vsock, 2, "echo again").await, (b"again\n".to_vec(), ExitStatus::Code(0)));
     running.process.kill_and_wait(DEADLINE).await.unwrap();
     timeout(DEADLINE, found.wait()).await.unwrap();
