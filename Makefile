@@ -90,7 +90,8 @@ sandbox: build ## Open a shell in a real microVM; changes nothing on this machin
 ##@ Test
 .PHONY: test
 test: build test-deps ## Run every test: unit, integration, then real guests; ends with one line of counts
-	@mkdir -p $(LOGS); status=0; rm -f $(LOGS)/*.log; \
+	@mkdir -p $(LOGS); status=0; rm -f $(LOGS)/*.log; touch $(LOGS)/cargo.log $(LOGS)/smoke.log; \
+	$(if $(CALLER),chown -R $(CALLER) $(LOGS);) \
 	if $(CARGO) nextest --version >/dev/null 2>&1; then runner="nextest run"; else runner="test --no-fail-fast"; fi; \
 	BANGER_BIN_DIR="$(CURDIR)/$(OUT)" $(CARGO) $$runner --release --locked --workspace 2>&1 | tee $(LOGS)/cargo.log || status=1; \
 	$(AS_ROOT) $(OUT)/banger-smoke run $(SMOKE_FLAGS) 2>&1 | tee $(LOGS)/smoke.log || status=1; \

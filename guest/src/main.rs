@@ -27,7 +27,10 @@ fn main() -> ExitCode {
             init::survive_signals();
             keeper::run(&link)
         }
-        Some(Role::Agent(link, restarts)) => finish(run(guest_machine::run(link, restarts))),
+        Some(Role::Agent(link, restarts)) => {
+            sys::raise_descriptor_limit();
+            finish(run(guest_machine::run(link, restarts)))
+        }
         Some(Role::Process(link, root)) => finish(run(process::run(&link, &root))),
         Some(Role::Ssh) => finish(run(ssh::server::run())),
         Some(Role::Sftp) => finish(sftp::run()),

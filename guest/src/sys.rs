@@ -1,6 +1,7 @@
 //! System calls that neither std nor nix offers safely: the only unsafe code of the agent. No policy.
 #![expect(unsafe_code, reason = "raw system calls and what runs between fork and exec")]
 
+use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{Gid, Uid};
 use std::ffi::CStr;
 use std::io;
@@ -168,6 +169,18 @@ fn forgo_memory_preference() {
     }
 }
 
+/// How many descriptors a process may ask for, and how many it has until then: what systemd gives to sessions
+/// (`DefaultLimitNOFILE` in systemd-system.conf(5)).
+const DESCRIPTORS: u64 = 524_288;
+const DESCRIPTORS_USUAL: u64 = 1024;
+
+/// Lets this process have as many descriptors as hundreds of commands at once need: each takes a handful.
+pub fn raise_descriptor_limit() {
+    if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
 /// Makes `command` a session of its own with these credentials.
 pub fn become_session(command: &mut Command, credentials: Credentials) {
     let directory = std::ffi::CString::new(credentials.directory.into_os_string().into_encoded_bytes())
@@ -180,6 +193,8 @@ pub fn become_session(command: &mut Command, credentials: Credentials) {
             check(libc::c_long::from(libc::setsid()))?;
             if credentials.identity.is_some() {
                 forgo_memory_preference();
+                // The kernel's own hard limit is 4096, too low for many a server. As root still, who may raise it.
+                setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS_USUAL, DESCRIPTORS).ok();
             }
             if credentials.terminal {
                 check(libc::c_long::from(libc::ioctl(0, libc::TIOCSCTTY, 0)))?;

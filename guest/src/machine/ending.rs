@@ -2,6 +2,7 @@
 
 use super::Machine;
 use crate::agent::Agent;
+use crate::exec::plan::DEFAULT_PATH;
 use crate::power;
 use crate::systemd::Init;
 use messages::guest::StopKind;
@@ -131,7 +132,8 @@ pub async fn ask_systemd(patience: Duration) {
 /// Another init's own `reboot`: it kills the agent too before it resets the machine, so the last words come first.
 pub async fn run_reboot_program(agent: &Agent, kind: StopKind) {
     agent.last_words(kind).await;
-    match tokio::process::Command::new("reboot").spawn() {
+    // The kernel starts us without a PATH, and not every image has it in /bin.
+    match tokio::process::Command::new("reboot").env("PATH", DEFAULT_PATH).spawn() {
         Ok(mut child) => drop(child.wait().await),
         Err(error) => tracing::warn!(%error, "the image has an init but no reboot"),
     }
