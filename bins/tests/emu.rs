@@ -215,11 +215,25 @@ fn bad_requests_are_refused_with_reasons() {
     assert!(fault("PUT", "/vsock", r#"{"guest_cid":2,"uds_path":"v"}"#).contains("the guest's CID"));
     assert!(fault("PUT", "/machine-config", r#"{"vcpu_count":0,"mem_size_mib":1}"#).contains("number of vCPUs"));
     assert!(fault("PUT", "/balloon", "{}").contains("the balloon device is not supported by banger-emu"));
-    assert!(fault("PUT", "/snapshot/load", r#"{"snapshot_path":"/n","mem_file_path":"/n"}"#).contains("/n"));
     let long = format!(r#"{{"uds_path":"{}"}}"#, "x".repeat(60_000));
     assert!(fault("PUT", "/vsock", &long).contains("larger than the limit of 51200 allowed by server"));
     let long_path = format!(r#"{{"guest_cid":3,"uds_path":"/tmp/{}"}}"#, "x".repeat(120));
     assert!(fault("PUT", "/vsock", &long_path).starts_with("Vsock config error: Cannot create backend"));
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_loaded_ends_the_process() {
+    let mut emu = scripted("[]");
+    let load = json!({"snapshot_path": "/n", "mem_file_path": "/n"});
+    assert!(emu.fault("PUT", "/snapshot/load", &load).contains("/n"));
+    let status = until("the end", || emu.child.try_wait().unwrap());
+    assert_eq!(status.code(), Some(1), "{}", emu.log());
+
+    let emu = scripted("[]");
+    emu.fault("PUT", "/machine-config", &json!({"vcpu_count": 0, "mem_size_mib": 1}));
+    let refused = emu.fault("PUT", "/snapshot/load", &load);
+    assert!(refused.contains("not allowed after configuring boot-specific resources"), "{refused}");
+    assert_eq!(emu.get("/")["state"], "Not started");
 }
 
 #[test]

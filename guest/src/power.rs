@@ -21,6 +21,8 @@ const SOCKET_NAME: &[u8] = b"banger-shutdown";
 const AGENT_GRACE: Duration = Duration::from_secs(20);
 /// How long the last sync of PID 1 may take.
 const LAST_SYNC: Duration = Duration::from_secs(10);
+/// How long other file systems than the disk's may take to be written out before it is frozen.
+const FIRST_SYNC: Duration = Duration::from_secs(5);
 /// How long PID 1 looks for an agent that the keeper may just be starting again.
 const AGENT_SEARCH: Duration = Duration::from_secs(2);
 
@@ -31,6 +33,15 @@ pub fn kind_of_verb(verb: &str) -> StopKind {
         "poweroff" | "halt" => StopKind::Halt,
         _ => StopKind::Reboot,
     }
+}
+
+/// What systemd's last program is about to do, as its command line tells: `systemd-shutdown VERB …`. `None`: that is not what runs.
+#[must_use]
+pub fn verb_of_shutdown(command_line: &[u8]) -> Option<&str> {
+    let mut words = command_line.split(|byte| *byte == 0);
+    let program = words.next()?.rsplit(|byte| *byte == b'/').next()?;
+    let verb = std::str::from_utf8(words.next()?).ok().filter(|verb| !verb.is_empty())?;
+    (program == b"systemd-shutdown").then_some(verb)
 }
 
 /// What a signal to PID 1 means: those of busybox' and systemd's programs.
@@ -85,20 +96,20 @@ pub fn tell_agent(verb: &str) {
     {
         std::thread::sleep(AGENT_GRACE);
     }
-    sync_for_a_while();
+    sync_for(LAST_SYNC);
     reset()
 }
 
-/// An agent that froze the disk and died before the reset has left something that nobody can write to any more: a sync then never
-/// ends, and the machine must.
-fn sync_for_a_while() {
+/// An agent that froze the disk and died before the reset has left something that nobody can write to any more, a server of files
+/// may be gone: a sync then never ends, and the machine must.
+fn sync_for(patience: Duration) {
     let (done, synced) = std::sync::mpsc::channel::<()>();
     std::thread::spawn(move || {
         nix::unistd::sync();
         drop(done);
     });
     // Nothing is ever sent: it ends with the sync, or with the time.
-    synced.recv_timeout(LAST_SYNC).ok();
+    synced.recv_timeout(patience).ok();
 }
 
 /// Resets the machine at once.
@@ -110,7 +121,8 @@ pub fn reset() -> ! {
 
 /// Everything on the disk, in a consistent file system. Blocks.
 pub fn settle_disk(disk: Option<BorrowedFd<'_>>) {
-    nix::unistd::sync();
+    // What else is mounted may lie on the disk. The freeze itself writes out what the disk's own file system holds.
+    sync_for(FIRST_SYNC);
     if let Some(Err(error)) = disk.map(crate::sys::freeze) {
         tracing::warn!(%error, "the disk was not frozen: its journal will be replayed");
     }
@@ -130,5 +142,14 @@ mod tests {
         assert_eq!(verb_of_signal(libc::SIGUSR2), Some("poweroff"));
         assert_eq!(verb_of_signal(systemd_reboot_signal()), Some("reboot"));
         assert_eq!(verb_of_signal(libc::SIGWINCH), None);
+    }
+
+    #[test]
+    fn the_last_program_of_systemd_says_what_it_does() {
+        let line = b"/usr/lib/systemd/systemd-shutdown\0poweroff\0--timeout\090000000us\0";
+        assert_eq!(verb_of_shutdown(line), Some("poweroff"));
+        assert_eq!(verb_of_shutdown(b"/usr/lib/systemd/systemd-shutdown\0"), None);
+        assert_eq!(verb_of_shutdown(b"/sbin/init\0splash\0"), None);
+        assert_eq!(verb_of_shutdown(b""), None);
     }
 }

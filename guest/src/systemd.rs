@@ -40,12 +40,24 @@ const POLL: Duration = Duration::from_millis(25);
 /// An old systemctl does not wait by itself.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 
+/// Whether the program that an image names is its init.
+#[must_use]
+pub fn names_init(config: &ImageConfig) -> bool {
+    own_program(config).is_some_and(is_init)
+}
+
+fn own_program(config: &ImageConfig) -> Option<&str> {
+    config.entrypoint.first().or(config.cmd.first()).map(String::as_str).filter(|program| !program.is_empty())
+}
+
+fn is_init(program: &str) -> bool {
+    INIT_PATHS.contains(&program) || program == "init"
+}
+
 /// Finds the image's init. An image that names a program of its own is meant to run that and no init.
 #[must_use]
 pub fn find_init(config: &ImageConfig) -> Init {
-    let own = config.entrypoint.first().or(config.cmd.first()).filter(|program| !program.is_empty());
-    let is_init = |program: &str| INIT_PATHS.contains(&program) || program == "init";
-    if own.is_some_and(|program| !is_init(program)) {
+    if own_program(config).is_some_and(|program| !is_init(program)) {
         return Init::None;
     }
     let executable = |path: &Path| path.metadata().is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0);

@@ -283,7 +283,8 @@ pub enum ExecCommand {
     Argv(Vec<ArgBytes>),
     /// The user's login shell (from /etc/passwd, else /bin/sh).
     LoginShell,
-    /// The image's entrypoint (or this one) with this command (or the image's Cmd). With neither, the login shell.
+    /// The image's entrypoint (or this one) with this command (or the image's Cmd). With neither, the login shell. An entrypoint that
+    /// is the image's init already runs as PID 1, and counts as none.
     Image { entrypoint: Option<Vec<ArgBytes>>, command: Vec<ArgBytes> },
     /// A tool of the agent's own: it needs no program of the image's. Runs as root; the image's settings mean nothing to it.
     Tool(AgentTool),

@@ -39,16 +39,7 @@ pub(super) async fn run(client: &Client, args: RunArgs) -> Outcome {
     let lifetime = if args.remove { Lifetime::Ephemeral } else { Lifetime::Kept };
     let wait = Some(args.wait.into());
     let no_command = args.argv.is_empty() && args.entrypoint.is_none();
-    if args.detach && no_command {
-        let body = RequestBody::CreateVm { spec: spec(args.spec, RestartPolicy::No, lifetime), start: true, wait };
-        return match client.ask(body).await? {
-            Reply::Vm(view) => {
-                announce(client, &Left { vm: view.id, name: view.name, operation: None, pid: None }, Print::Vm)
-            }
-            other => Err(unexpected(&other)),
-        };
-    }
-    let shell = no_command && stdin().is_terminal() && stdout().is_terminal();
+    let shell = no_command && !args.detach && stdin().is_terminal() && stdout().is_terminal();
     let exec = ExecSpec {
         command: run_command(args.argv, args.entrypoint, shell),
         env: environment(args.command.env, shell),
@@ -136,8 +127,7 @@ fn run_command(argv: Vec<OsString>, entrypoint: Option<OsString>, shell: bool) -
             ExecCommand::Image { entrypoint: Some(entrypoint), command }
         }
         None if shell => ExecCommand::LoginShell,
-        None if command.is_empty() => ExecCommand::Image { entrypoint: None, command },
-        None => ExecCommand::Argv(command),
+        None => ExecCommand::Image { entrypoint: None, command },
     }
 }
 
@@ -217,16 +207,25 @@ fn announce(client: &Client, left: &Left, print: Print) -> Outcome {
 /// Says how the command ended, where its exit code does not.
 async fn conclude(client: &Client, vm: &VmId, name: &VmName, ending: Ending) -> Outcome {
     if let Some(code) = ending.code() {
-        // The terminal shows ^C at the start of a line that is not finished.
         match ending {
-            Ending::Detached => say(&format!(
-                "\ndetached: the command runs on in VM {name}; `banger vm exec -t {name} -- sh` enters the VM, \
-                 `banger vm stop {name}` ends it"
-            )),
-            Ending::Abandoned => say(&format!(
-                "\nleft VM {name}, which takes nothing in and so was not told: the command ends when it learns of it; \
-                 `banger vm logs {name}` may say why"
-            )),
+            Ending::Detached => left(
+                client,
+                "detached",
+                name,
+                &format!(
+                    "detached: the command runs on in VM {name}; `banger vm exec -t {name} -- sh` enters the VM, \
+                     `banger vm stop {name}` ends it"
+                ),
+            ),
+            Ending::Abandoned => left(
+                client,
+                "abandoned",
+                name,
+                &format!(
+                    "left VM {name}, which takes nothing in and so was not told: the command ends when it learns of it; \
+                     `banger vm logs {name}` may say why"
+                ),
+            ),
             _ => {}
         }
         return Ok(code);
@@ -246,6 +245,15 @@ async fn conclude(client: &Client, vm: &VmId, name: &VmName, ending: Ending) -> 
         | Ending::Terminated
         | Ending::BrokenPipe
         | Ending::HungUp => Ok(0),
+    }
+}
+
+/// A command was left before its end. Said after a ^C, which a terminal shows at the start of a line that is not finished.
+fn left(client: &Client, event: &str, name: &VmName, text: &str) {
+    if client.output.json {
+        client.output.event(&json!({ "event": event, "name": name, "message": text }));
+    } else {
+        say(&format!("\n{text}"));
     }
 }
 
@@ -308,7 +316,8 @@ mod tests {
     #[test]
     fn what_is_run() {
         let argv = |words: &[&str]| arguments(os(words));
-        assert_eq!(run_command(os(&["ls", "-l"]), None, false), ExecCommand::Argv(argv(&["ls", "-l"])));
+        let given = ExecCommand::Image { entrypoint: None, command: argv(&["ls", "-l"]) };
+        assert_eq!(run_command(os(&["ls", "-l"]), None, false), given);
         assert_eq!(run_command(vec![], None, true), ExecCommand::LoginShell);
         assert_eq!(run_command(vec![], None, false), ExecCommand::Image { entrypoint: None, command: vec![] });
         assert_eq!(

@@ -62,6 +62,8 @@ pub struct Controller {
     /// The streams; aborted, they end. By themselves they end after the machine, with its last words.
     streams: Vec<JoinHandle<()>>,
     console: Option<JoinHandle<()>>,
+    /// Why this process can be nothing any more. Half a machine was made of a snapshot: Firecracker ends then, too.
+    ruined: Option<String>,
 }
 
 impl Controller {
@@ -78,6 +80,7 @@ impl Controller {
             tasks: Vec::new(),
             streams: Vec::new(),
             console: None,
+            ruined: None,
         }
     }
 
@@ -92,7 +95,12 @@ impl Controller {
             };
             tokio::select! {
                 call = call => match call {
-                    Some(call) => self.answer(call).await,
+                    Some(call) => {
+                        self.answer(call).await;
+                        if let Some(why) = self.ruined.take() {
+                            break End::Failed(why);
+                        }
+                    }
                     None => break End::Failed("the API server has ended".to_owned()),
                 },
                 end = ended(&mut self.machine) => {
@@ -164,6 +172,10 @@ impl Controller {
         if decision.work == Work::AlreadySo {
             return Ok(None);
         }
+        // As in Firecracker, a boot resource that was refused forbids the load of a snapshot just as well.
+        if decision.next == Phase::Configured {
+            self.phase = Phase::Configured;
+        }
         let answer = self.execute(request).await?;
         self.phase = decision.next;
         Ok(answer)
@@ -185,14 +197,15 @@ impl Controller {
             Request::Entropy(entropy) => self.resources.set_entropy(entropy),
             Request::Serial(serial) => self.resources.set_serial(serial),
             Request::Logger(config) => {
-                let updated = log::update(&config).map_err(Fault::Logger);
+                log::update(&config).map_err(Fault::Logger)?;
                 self.resources.logger = Some(config);
-                updated
+                Ok(())
             }
             Request::Metrics(config) => {
                 let set = self.metrics.set_path(&config.metrics_path);
+                set.map_err(|error| Fault::Metrics(error.to_string()))?;
                 self.resources.metrics = Some(config);
-                set.map_err(|error| Fault::Metrics(error.to_string()))
+                Ok(())
             }
             Request::InstanceStart => self.start().await.map_err(|error| Fault::Start(error.to_string())),
             Request::CtrlAltDel => self.machine()?.ctrl_alt_del().await.map_err(internal),
@@ -324,7 +337,8 @@ impl Controller {
 
     async fn restore(&mut self, load: SnapshotLoad, memory: &Path) -> Result<(), Fault> {
         let loaded = self.restore_from(load, memory).await;
-        if loaded.is_err() {
+        if let Err(fault) = &loaded {
+            self.ruined = Some(fault.to_string());
             if let Some(mut machine) = self.machine.take() {
                 machine.kill().await;
             }

@@ -19,6 +19,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::time::Duration;
 use tokio::io::{AsyncRead as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::process::Child;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 /// How long a pause in the output after the command's exit may be.
@@ -106,7 +107,8 @@ impl Source {
 pub struct Output {
     stdout: Option<Source>,
     stderr: Option<Source>,
-    child: Child,
+    /// From the task that waits for the command: it is reaped at its end, also while a client that does not read holds us up.
+    ended: JoinHandle<io::Result<std::process::ExitStatus>>,
     exit: Option<Exit>,
 }
 
@@ -134,19 +136,29 @@ async fn read(source: &mut Option<Source>) -> io::Result<usize> {
 }
 
 impl Output {
-    /// The output of `child`. Without a stderr, stdout is a terminal.
+    /// The output of `child`. Without a stderr, stdout is a terminal. `on_exit` is called at the very moment that its process id
+    /// becomes invalid.
     #[must_use]
-    pub fn new(child: Child, stdout: StreamFd, stderr: Option<StreamFd>) -> Self {
+    pub fn new(
+        mut child: Child,
+        stdout: StreamFd,
+        stderr: Option<StreamFd>,
+        on_exit: impl FnOnce() + Send + 'static,
+    ) -> Self {
+        let ended = tokio::spawn(async move {
+            let status = child.wait().await;
+            on_exit();
+            status
+        });
         Self {
             stdout: Some(Source::new(stdout, &OutputFrame::Stdout(&[]), stderr.is_none())),
             stderr: stderr.map(|fd| Source::new(fd, &OutputFrame::Stderr(&[]), false)),
-            child,
+            ended,
             exit: None,
         }
     }
 
-    /// Delivers everything up to the command's end. `on_exit` is called at the very moment that its process id becomes
-    /// invalid.
+    /// Delivers everything up to the command's end.
     ///
     /// # Errors
     /// The client is gone. The command and its streams are untouched by that: [`Output::discard`] goes on.
@@ -154,7 +166,6 @@ impl Output {
         &mut self,
         writer: &mut W,
         feedback: &Feedback,
-        mut on_exit: impl FnMut(),
     ) -> Result<ExitStatus, ReadError> {
         loop {
             if let Some(status) = self.finished() {
@@ -171,10 +182,7 @@ impl Output {
                     forward(&mut self.stderr, &read, writer).await?;
                     self.not_counting(since);
                 }
-                Event::Exited(status) => {
-                    on_exit();
-                    self.exited(status);
-                }
+                Event::Exited(status) => self.exited(status),
                 Event::Feedback(credit, closed) => {
                     if credit > 0 {
                         write_frame(writer, &OutputFrame::StdinCredit(credit), GUEST_FRAME_MAX).await?;
@@ -189,7 +197,7 @@ impl Output {
     }
 
     /// Reads and drops the output until the command's end.
-    pub async fn discard(&mut self, mut on_exit: impl FnMut()) -> ExitStatus {
+    pub async fn discard(&mut self) -> ExitStatus {
         loop {
             if let Some(exit) = &self.exit {
                 return exit.status;
@@ -197,10 +205,7 @@ impl Output {
             match self.event(None).await {
                 Event::Stdout(read) => skip(&mut self.stdout, &read),
                 Event::Stderr(read) => skip(&mut self.stderr, &read),
-                Event::Exited(status) => {
-                    on_exit();
-                    self.exited(status);
-                }
+                Event::Exited(status) => self.exited(status),
                 Event::Feedback(..) | Event::Quiet => {}
             }
         }
@@ -223,7 +228,7 @@ impl Output {
                 Event::Feedback(credit, closed),
             read = read(&mut self.stdout) => Event::Stdout(read),
             read = read(&mut self.stderr) => Event::Stderr(read),
-            status = self.child.wait(), if self.exit.is_none() => Event::Exited(status),
+            status = &mut self.ended, if self.exit.is_none() => Event::Exited(status.unwrap_or_else(|error| Err(error.into()))),
             () = async { match quiet_at { Some(at) => tokio::time::sleep_until(at).await, None => std::future::pending().await } } =>
                 Event::Quiet,
         }
@@ -327,14 +332,38 @@ mod tests {
         };
         let size = messages::guest::TerminalSize { rows: 24, columns: 80 };
         let spawned = spawn(&plan, Streams::Terminal(size)).unwrap();
-        let mut output = Output::new(spawned.child, spawned.stdout, spawned.stderr);
+        let mut output = Output::new(spawned.child, spawned.stdout, spawned.stderr, || {});
         let (mut near, far) = tokio::io::duplex(4096);
         let client = tokio::spawn(slow_client(far));
-        let status = output.deliver(&mut near, &Feedback::default(), || {}).await.unwrap();
+        let status = output.deliver(&mut near, &Feedback::default()).await.unwrap();
         assert_eq!(status, ExitStatus::Code(0));
         drop(near);
         let got = client.await.unwrap().iter().filter(|byte| **byte == b'x').count();
         assert!(got >= LENGTH, "{got} of {LENGTH} bytes came");
+    }
+
+    #[tokio::test]
+    async fn a_command_is_reaped_while_its_client_does_not_read() {
+        use crate::exec::plan::Plan;
+        use crate::exec::spawn::{Streams, spawn};
+        let plan = Plan {
+            program: "/bin/sh".into(),
+            argv0: "sh".into(),
+            arguments: vec!["-c".into(), "head -c 8192 /dev/zero".into()],
+            environment: vec![("PATH".into(), "/usr/bin:/bin".into())],
+            directory: "/".into(),
+            identity: None,
+        };
+        let spawned = spawn(&plan, Streams::Pipes { stdin: false }).unwrap();
+        let (reaped, told) = tokio::sync::oneshot::channel();
+        let mut output = Output::new(spawned.child, spawned.stdout, spawned.stderr, move || reaped.send(()).unwrap());
+        // Takes a little, and never reads it.
+        let (mut near, _far) = tokio::io::duplex(16);
+        let feedback = Feedback::default();
+        tokio::select! {
+            told = told => told.unwrap(),
+            _ = output.deliver(&mut near, &feedback) => panic!("nobody took the output"),
+        }
     }
 
     #[tokio::test]

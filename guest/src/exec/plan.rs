@@ -2,6 +2,7 @@
 //! nothing.
 
 use crate::sys::Identity;
+use crate::systemd;
 use crate::users::{Account, Database, UserError};
 use messages::error::{ErrorKind, WireError};
 use messages::guest::{AgentTool, ArgBytes, ExecCommand, ExecSpec};
@@ -178,15 +179,17 @@ fn os_string(argument: &ArgBytes) -> OsString {
     OsString::from_vec(argument.0.clone())
 }
 
-/// As docker has it: an entrypoint named outright drops the image's Cmd.
+/// As docker has it: an entrypoint named outright drops the image's Cmd. But what the image names as its init is PID 1 already.
 fn image_command(entrypoint: Option<&[ArgBytes]>, command: &[ArgBytes], config: &ImageConfig) -> Vec<OsString> {
+    let is_pid_1 = systemd::names_init(config);
     let mut argv: Vec<OsString> = match entrypoint {
         Some(entrypoint) => entrypoint.iter().map(os_string).collect(),
+        None if is_pid_1 => Vec::new(),
         None => config.entrypoint.iter().map(OsString::from).collect(),
     };
     if !command.is_empty() {
         argv.extend(command.iter().map(os_string));
-    } else if entrypoint.is_none() {
+    } else if entrypoint.is_none() && !is_pid_1 {
         argv.extend(config.cmd.iter().map(OsString::from));
     }
     argv
@@ -355,6 +358,17 @@ mod tests {
         );
         let nul = AgentTool::Unpack { at: ArgBytes(b"/\0".to_vec()), as_file: false };
         assert!(super::plan(&ExecSpec::new(ExecCommand::Tool(nul)), &config, &here()).is_err());
+    }
+
+    #[test]
+    fn an_init_is_not_run_twice() {
+        let shell = |words: &[&str]| words.iter().map(|word| ArgBytes(word.as_bytes().to_vec())).collect::<Vec<_>>();
+        for (entrypoint, cmd) in [(vec!["/sbin/init"], vec![]), (vec![], vec!["/sbin/init"]), (vec!["/sbin/init"], vec!["--x"])] {
+            let list = |words: Vec<&str>| words.into_iter().map(str::to_owned).collect();
+            let config = ImageConfig { entrypoint: list(entrypoint), cmd: list(cmd), ..ImageConfig::default() };
+            assert!(image_command(None, &[], &config).is_empty(), "{config:?}");
+            assert_eq!(image_command(None, &shell(&["id"]), &config), ["id"], "{config:?}");
+        }
     }
 
     #[test]

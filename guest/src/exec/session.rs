@@ -136,7 +136,10 @@ async fn start(executor: &Executor, operation: OperationId, exec: ExecSpec) -> R
     Ok(Session {
         pid: spawned.pid,
         stdin: Stdin::new(spawned.stdin, terminal),
-        output: Output::new(spawned.child, spawned.stdout, spawned.stderr),
+        output: Output::new(spawned.child, spawned.stdout, spawned.stderr, {
+            let target = target.clone();
+            move || target.mark_gone()
+        }),
         target,
         on_disconnect,
     })
@@ -236,7 +239,7 @@ impl Session {
             if credit > 0 {
                 write_frame(write, &OutputFrame::StdinCredit(credit), GUEST_FRAME_MAX).await?;
             }
-            output.deliver(write, &feedback, || target.mark_gone()).await
+            output.deliver(write, &feedback).await
         };
         let mut input = std::pin::pin!(input::run(frames, stdin, target, &feedback));
         tokio::select! {
@@ -262,7 +265,7 @@ impl Session {
         if kill {
             tokio::spawn(target.clone().hang_up());
         }
-        let status = output.discard(|| target.mark_gone()).await;
+        let status = output.discard().await;
         if !kill {
             tokio::spawn(output.drain_background());
         }

@@ -7,12 +7,14 @@ use crate::power;
 use crate::systemd::Init;
 use messages::guest::StopKind;
 use nix::unistd::Pid;
+use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Left to the host of its own deadline: for the freeze, the last words and the reset.
 const MARGIN: Duration = Duration::from_secs(2);
@@ -23,6 +25,8 @@ const POLL: Duration = Duration::from_millis(10);
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// A disk that takes longer to settle is left to its journal.
 const SETTLE: Duration = Duration::from_secs(10);
+/// How long systemd's last program may take to hand over to us.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(120);
 const VERB_DEADLINE: Duration = Duration::from_secs(1);
 /// No verb is longer.
 const VERB_MAX: u64 = 64;
@@ -89,6 +93,30 @@ pub async fn hear_verbs(agent: Arc<Agent>) {
             Ok((socket, _)) => drop(tokio::spawn(hear(agent.clone(), socket))),
             Err(_) => tokio::time::sleep(POLL).await,
         }
+    }
+}
+
+/// Ends a guest whose own end hangs: systemd's last program lets processes end for 90 s, then kills them, and then waits for file
+/// systems as long as they like.
+///
+/// It continues all processes after each round of signals, also those that begin with `@` (kill(2) of -1), which is how we learn
+/// that it runs.
+///
+/// # Errors
+/// The signal cannot be waited for.
+pub async fn watch_shutdown(agent: Arc<Agent>) -> io::Result<()> {
+    let mut continued = signal(SignalKind::from_raw(libc::SIGCONT))?;
+    loop {
+        if continued.recv().await.is_none() {
+            return Err(io::Error::other("signals are not told any more"));
+        }
+        let line = std::fs::read("/proc/1/cmdline").unwrap_or_default();
+        let Some(kind) = power::verb_of_shutdown(&line).map(power::kind_of_verb) else { continue };
+        tokio::time::sleep(SHUTDOWN_PATIENCE).await;
+        tracing::error!("the guest's own shutdown did not come to its end: the machine is reset");
+        let Machine::Guest(machine) = agent.machine() else { return Ok(()) };
+        let kind = machine.ending().asked().unwrap_or(kind);
+        machine.ending().finish(&agent, kind, Duration::ZERO).await;
     }
 }
 

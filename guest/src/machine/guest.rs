@@ -100,6 +100,7 @@ pub async fn run(pid_1: OwnedFd, restarts: u32) -> io::Result<()> {
     let (dialer, acceptor) = open_link(attach).await?;
     tokio::spawn(crate::control::run(agent.clone(), dialer));
     tokio::spawn(super::ending::hear_verbs(agent.clone()));
+    tokio::spawn(watch_shutdown(agent.clone()));
     agent.serve(acceptor).await;
     Err(io::Error::other("the link has ended"))
 }
@@ -120,6 +121,12 @@ async fn open_link(attach: Attach) -> io::Result<(transport::Dialer, transport::
             }
         }
         tokio::time::sleep(LINK_POLL).await;
+    }
+}
+
+async fn watch_shutdown(agent: Arc<Agent>) {
+    if let Err(error) = super::ending::watch_shutdown(agent).await {
+        tracing::warn!(%error, "a shutdown of the guest's that hangs will not be ended");
     }
 }
 

@@ -5,7 +5,7 @@ use integration::fakes::FakeAgent;
 use integration::fakes::agent::Heard;
 use integration::{CommandOutput, TestEnvironment, until};
 use messages::error::{ErrorKind, WireError};
-use messages::guest::{ExitStatus, OutputFrame};
+use messages::guest::{ExecCommand, ExitStatus, OnDisconnect, OutputFrame};
 use messages::limits::STREAM_CHUNK_MAX;
 use messages::request::RequestBody;
 use nix::sys::signal::{Signal, kill};
@@ -309,6 +309,23 @@ fn a_kept_vm_is_not_touched_and_named() {
     assert!(output.stderr.contains("VM brave-otter keeps running"), "{output:?}");
     assert_eq!(output.success(), "");
     assert_eq!(environment.banger(["-q", "vm", "run", "--", "true"]).stderr, "");
+}
+
+#[test]
+fn without_a_command_the_images_own_is_left_running() {
+    let environment = TestEnvironment::new();
+    let fake = daemon(&environment, |mut agent| {
+        agent.started();
+        until("the client detaches", || (agent.hear() == Heard::Detach).then_some(()));
+    });
+    let line = "vm run --detach --timeout 90 --env A=b --user web --workdir /srv";
+    assert_eq!(environment.banger(line.split_whitespace()).success(), "brave-otter\n");
+    let RequestBody::RunVm { exec, timeout_ms, .. } = fake.requests()[0].body.clone() else { panic!() };
+    assert_eq!(timeout_ms, Some(90_000));
+    assert_eq!(exec.command, ExecCommand::Image { entrypoint: None, command: vec![] });
+    assert_eq!(exec.env, [("A".to_owned(), "b".to_owned())]);
+    assert_eq!((exec.user.as_deref(), exec.workdir.as_deref()), (Some("web"), Some("/srv")));
+    assert_eq!((exec.on_disconnect, exec.stdin, exec.terminal), (OnDisconnect::KeepRunning, false, None));
 }
 
 #[test]

@@ -37,6 +37,8 @@ pub enum QmpError {
 pub struct Qmp {
     writer: OwnedWriteHalf,
     replies: mpsc::Receiver<Value>,
+    /// Of the newest command. QEMU repeats it in the answer, which may come after we gave the command up.
+    number: u64,
     /// The newest status of a migration, from its events; empty before it.
     migration: Arc<watch::Sender<String>>,
 }
@@ -52,7 +54,7 @@ impl Qmp {
         let (reply, replies) = mpsc::channel(1);
         let migration = Arc::new(watch::Sender::new(String::new()));
         tokio::spawn(read(reader, reply, Arc::downgrade(&migration)));
-        let mut qmp = Self { writer, replies, migration };
+        let mut qmp = Self { writer, replies, number: 0, migration };
         qmp.execute("qmp_capabilities", json!({})).await?;
         Ok(qmp)
     }
@@ -62,14 +64,30 @@ impl Qmp {
     /// # Errors
     /// [`QmpError`].
     pub async fn execute(&mut self, command: &'static str, arguments: Value) -> Result<Value, QmpError> {
-        let line = format!("{}\n", json!({"execute": command, "arguments": arguments}));
+        let line = self.line(command, &arguments);
         self.writer.write_all(line.as_bytes()).await.map_err(QmpError::Write)?;
         self.reply(command).await
     }
 
+    fn line(&mut self, command: &'static str, arguments: &Value) -> String {
+        self.number += 1;
+        format!("{}\n", json!({"execute": command, "arguments": arguments, "id": self.number}))
+    }
+
     async fn reply(&mut self, command: &'static str) -> Result<Value, QmpError> {
-        let reply = tokio::time::timeout(COMMAND_DEADLINE, self.replies.recv());
-        let mut reply = reply.await.map_err(|_| QmpError::Timeout(command))?.ok_or(QmpError::Closed)?;
+        let (replies, number) = (&mut self.replies, self.number);
+        let reply = async {
+            loop {
+                let reply = replies.recv().await.ok_or(QmpError::Closed)?;
+                // What QEMU could not read has no number, and is the answer to what was sent last.
+                if reply.get("id").is_none_or(|id| id.as_u64() == Some(number)) {
+                    return Ok(reply);
+                }
+                tracing::warn!(%reply, "QEMU's monitor answered a command that was given up");
+            }
+        };
+        let mut reply =
+            tokio::time::timeout(COMMAND_DEADLINE, reply).await.map_err(|_| QmpError::Timeout(command))??;
         if let Some(error) = reply.get("error") {
             let why = error["desc"].as_str().unwrap_or("no reason given").to_owned();
             return Err(QmpError::Refused { command, why });
@@ -83,7 +101,7 @@ impl Qmp {
     /// [`QmpError`].
     pub async fn send_descriptor(&mut self, name: &str, descriptor: BorrowedFd<'_>) -> Result<(), QmpError> {
         use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
-        let line = format!("{}\n", json!({"execute": "getfd", "arguments": {"fdname": name}}));
+        let line = self.line("getfd", &json!({"fdname": name}));
         let stream = self.writer.as_ref();
         let raw = [descriptor.as_raw_fd()];
         loop {
@@ -113,8 +131,8 @@ impl Qmp {
         let mut status = self.migration.subscribe();
         let status = tokio::select! {
             status = status.wait_for(over) => status.map_err(|_| QmpError::Closed)?.clone(),
-            // Nothing is asked meanwhile, so the only thing that comes here is the end.
-            _ = self.replies.recv() => return Err(QmpError::Closed),
+            // Nothing is asked meanwhile: what comes here is the end, or the answer to what was given up.
+            () = async { while self.replies.recv().await.is_some() {} } => return Err(QmpError::Closed),
         };
         if status == "completed" { Ok(()) } else { Err(QmpError::Migration(status)) }
     }
@@ -145,5 +163,39 @@ async fn read(reader: OwnedReadHalf, replies: mpsc::Sender<Value>, migration: We
         {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncBufReadExt as _, BufReader};
+
+    #[tokio::test]
+    async fn an_answer_that_comes_too_late_is_nobody_elses() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (read, mut write) = theirs.into_split();
+        let monitor = tokio::spawn(async move {
+            let mut lines = BufReader::new(read).lines();
+            let mut owed = None;
+            while let Some(line) = lines.next_line().await.unwrap() {
+                let command: Value = serde_json::from_str(&line).unwrap();
+                let answer = json!({"return": command["execute"], "id": command["id"]});
+                match command["execute"].as_str().unwrap() {
+                    "stop" => owed = Some(answer),
+                    _ => {
+                        for answer in owed.take().into_iter().chain([answer]) {
+                            write.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
+                        }
+                    }
+                }
+            }
+        });
+        let mut qmp = Qmp::connect(ours).await.unwrap();
+        let given_up = tokio::time::timeout(Duration::from_millis(20), qmp.execute("stop", json!({}))).await;
+        assert!(given_up.is_err(), "{given_up:?}");
+        assert_eq!(qmp.execute("cont", json!({})).await.unwrap(), "cont");
+        drop(qmp);
+        monitor.await.unwrap();
     }
 }
