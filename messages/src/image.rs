@@ -62,6 +62,29 @@ pub struct ImageConfig {
     pub user: Option<String>,
 }
 
+impl ImageConfig {
+    /// The most that one may have, in bytes: it goes to the guest in one frame with other things, and to those who list images. An
+    /// image's author rarely needs one.
+    pub const BYTES_MAX: usize = 64 << 10;
+
+    /// Checks that programs can be run as it says.
+    ///
+    /// # Errors
+    /// Why they cannot.
+    pub fn check(&self) -> Result<(), String> {
+        let texts = || [&self.env, &self.entrypoint, &self.cmd].into_iter().flatten().chain(&self.workdir).chain(&self.user);
+        // Each takes a pointer in the guest, and a length on its way there.
+        let bytes: usize = texts().map(|text| text.len() + size_of::<u64>()).sum();
+        if bytes > Self::BYTES_MAX {
+            return Err(format!("they have more than {} KiB", Self::BYTES_MAX >> 10));
+        }
+        if texts().any(|text| text.contains('\0')) {
+            return Err("there is a NUL in them".to_owned());
+        }
+        Ok(())
+    }
+}
+
 /// A kernel present on this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelView {

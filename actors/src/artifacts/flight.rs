@@ -5,8 +5,9 @@
 //!
 //! ```text
 //! start ──▶ waiting for a place ──▶ Running(latest progress) ──▶ Done(result)
-//!                                      └── last waiter left ──▶ cancelled; the next caller starts afresh
+//!                                      └── last waiter left ──▶ cancelled; the next caller's waits for its end
 //! ```
+//! One that everybody has left may be past the point where it can be stopped: the next one takes what comes of it.
 
 use super::{Cancel, Reporter};
 use crate::supervise::panic_message;
@@ -45,6 +46,8 @@ impl Drop for Interest {
 pub struct Flight<T> {
     state: watch::Receiver<State<T>>,
     interest: Weak<Interest>,
+    /// Those of the same that everybody had left, and that had not come to their end when this one was started.
+    before: Vec<watch::Receiver<State<T>>>,
 }
 
 /// One caller's share in a pull.
@@ -55,10 +58,12 @@ pub struct Waiter<T> {
 }
 
 impl<T: Clone + Send + Sync + 'static> Flight<T> {
-    /// Begins `work` on a thread that may block, as soon as there is a place for it.
+    /// Begins `work` on a thread that may block, as soon as there is a place for it, and once `before`, which was to make the same, has
+    /// come to its end without having made it.
     pub fn start<E>(
         runtime: &Handle,
         stage: Stage,
+        before: Option<&Self>,
         work: impl FnOnce(&Cancel, &Reporter) -> Result<T, E> + Send + 'static,
     ) -> (Self, Waiter<T>)
     where
@@ -67,20 +72,25 @@ impl<T: Clone + Send + Sync + 'static> Flight<T> {
         let cancel = Cancel::new();
         let (sender, state) = watch::channel(State::Running(None));
         let interest = Arc::new(Interest(cancel.clone()));
-        let flight = Self { state: state.clone(), interest: Arc::downgrade(&interest) };
+        let before = before.map(Self::unfinished).unwrap_or_default();
+        let flight = Self { state: state.clone(), interest: Arc::downgrade(&interest), before: before.clone() };
         let steps = sender.clone();
         let reporter = Reporter::new(stage, move |progress| {
             steps.send_replace(State::Running(Some(progress)));
         });
         let (token, waiting, ended) = (cancel.token(), reporter.clone(), sender.clone());
+        let handle = runtime.clone();
         let job = move |place: SemaphorePermit<'static>| {
-            // A panic is this pull's end, not the thread pool's.
-            let outcome = catch_unwind(AssertUnwindSafe(|| work(&cancel, &reporter)));
-            let result = match outcome {
-                Ok(result) => result.map_err(|error| WireError::from(&error)),
-                Err(panic) => {
-                    Err(WireError::new(ErrorKind::Internal, format!("a pull panicked: {}", panic_message(&*panic))))
-                }
+            let result = match outcome_of(before, &handle, &cancel, &reporter) {
+                Outcome::Made(value) => Ok(value),
+                Outcome::Cancelled => Err(nobody_waits()),
+                // A panic is this pull's end, not the thread pool's.
+                Outcome::None => match catch_unwind(AssertUnwindSafe(|| work(&cancel, &reporter))) {
+                    Ok(result) => result.map_err(|error| WireError::from(&error)),
+                    Err(panic) => {
+                        Err(WireError::new(ErrorKind::Internal, format!("a pull panicked: {}", panic_message(&*panic))))
+                    }
+                },
             };
             sender.send_replace(State::Done(result));
             drop(place);
@@ -94,8 +104,7 @@ impl<T: Clone + Send + Sync + 'static> Flight<T> {
                     let place = tokio::select! {
                         place = PLACES.acquire() => place.expect("the semaphore is never closed"),
                         () = token.cancelled() => {
-                            let nobody = WireError::new(ErrorKind::Cancelled, "nobody waits for the pull any more");
-                            ended.send_replace(State::Done(Err(nobody)));
+                            ended.send_replace(State::Done(Err(nobody_waits())));
                             return;
                         }
                     };
@@ -110,13 +119,18 @@ impl<T: Clone + Send + Sync + 'static> Flight<T> {
     #[must_use]
     pub fn join(&self) -> Option<Waiter<T>> {
         let interest = self.interest.upgrade()?;
-        (!self.is_done()).then(|| Waiter { state: self.state.clone(), interest })
+        (!done(&self.state)).then(|| Waiter { state: self.state.clone(), interest })
     }
 
-    /// True once it has ended.
+    /// True once it has ended, and all that it was to wait for.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        matches!(*self.state.borrow(), State::Done(_))
+        done(&self.state) && self.before.iter().all(done)
+    }
+
+    /// What the next one has to wait for.
+    fn unfinished(&self) -> Vec<watch::Receiver<State<T>>> {
+        self.before.iter().chain([&self.state]).filter(|state| !done(state)).cloned().collect()
     }
 }
 
@@ -139,12 +153,53 @@ impl<T: Clone + Send + Sync + 'static> Waiter<T> {
                 changed = self.state.changed() => if changed.is_err() {
                     return Err(WireError::new(ErrorKind::Internal, "a pull ended without a result"));
                 },
-                () = progress.closed() => {
-                    return Err(WireError::new(ErrorKind::Cancelled, "nobody waits for the pull any more"));
-                }
+                () = progress.closed() => return Err(nobody_waits()),
             }
         }
     }
+}
+
+fn done<T>(state: &watch::Receiver<State<T>>) -> bool {
+    matches!(*state.borrow(), State::Done(_))
+}
+
+fn nobody_waits() -> WireError {
+    WireError::new(ErrorKind::Cancelled, "nobody waits for the pull any more")
+}
+
+/// What came of an earlier pull of the same.
+enum Outcome<T> {
+    Made(T),
+    /// Nothing that anybody could use.
+    None,
+    /// It is not known, and nobody wants to know it any more.
+    Cancelled,
+}
+
+/// Waits for the end of earlier pulls. Blocks.
+fn outcome_of<T: Clone + Send + Sync + 'static>(
+    before: Vec<watch::Receiver<State<T>>>,
+    runtime: &Handle,
+    cancel: &Cancel,
+    reporter: &Reporter,
+) -> Outcome<T> {
+    let token = cancel.token();
+    for mut earlier in before {
+        reporter.step("waiting for the end of an earlier one that was given up");
+        let made = runtime.block_on(async {
+            tokio::select! {
+                () = token.cancelled() => Outcome::Cancelled,
+                ended = earlier.wait_for(|state| matches!(state, State::Done(_))) => match ended.as_deref() {
+                    Ok(State::Done(Ok(value))) => Outcome::Made(value.clone()),
+                    _ => Outcome::None,
+                },
+            }
+        });
+        if !matches!(made, Outcome::None) {
+            return made;
+        }
+    }
+    Outcome::None
 }
 
 impl<T> Waiter<T> {
@@ -175,7 +230,7 @@ mod tests {
         let runs = Arc::new(AtomicU32::new(0));
         let (go, gate) = std_mpsc::channel::<()>();
         let counted = Arc::clone(&runs);
-        let (flight, first) = Flight::start(runtime.handle(), Stage::ImagePull, move |_, reporter| {
+        let (flight, first) = Flight::start(runtime.handle(), Stage::ImagePull, None, move |_, reporter| {
             counted.fetch_add(1, Ordering::SeqCst);
             reporter.step("half way");
             gate.recv_timeout(PATIENCE).unwrap();
@@ -210,7 +265,7 @@ mod tests {
     fn one_who_leaves_disturbs_nobody_and_the_last_one_ends_it() {
         let runtime = runtime();
         let (ended, end) = std_mpsc::channel();
-        let (flight, first) = Flight::start(runtime.handle(), Stage::ImagePull, move |cancel, _| {
+        let (flight, first) = Flight::start(runtime.handle(), Stage::ImagePull, None, move |cancel, _| {
             while !cancel.is_cancelled() {
                 std::thread::yield_now();
             }
@@ -232,6 +287,37 @@ mod tests {
     }
 
     #[test]
+    fn one_that_is_begun_again_waits_for_what_was_left_and_takes_what_came_of_it() {
+        let runtime = runtime();
+        for result in [Ok(7), Err(DebianError::Cancelled)] {
+            let made = result.is_ok();
+            let (begun, running) = std_mpsc::channel();
+            let (go, gate) = std_mpsc::channel::<()>();
+            let (left, waiter) = Flight::start(runtime.handle(), Stage::ImagePull, None, move |_, _| {
+                begun.send(()).unwrap();
+                // Its last step cannot be stopped.
+                gate.recv_timeout(PATIENCE).unwrap();
+                result
+            });
+            running.recv_timeout(PATIENCE).unwrap();
+            drop(waiter);
+            assert!(left.join().is_none() && !left.is_done());
+            let second = |value| move |_: &Cancel, _: &Reporter| Ok::<_, DebianError>(value);
+            let (given_up, nobody) = Flight::start(runtime.handle(), Stage::ImagePull, Some(&left), second(8));
+            drop(nobody);
+            let mut state = given_up.state.clone();
+            let ended = state.wait_for(|state| matches!(state, State::Done(_)));
+            let ended = runtime.block_on(async { tokio::time::timeout(PATIENCE, ended).await.unwrap().unwrap().clone() });
+            assert!(matches!(ended, State::Done(Err(error)) if error.kind == ErrorKind::Cancelled));
+            assert!(!given_up.is_done(), "what it waited for has not ended");
+            let (_third, waiter) = Flight::start(runtime.handle(), Stage::ImagePull, Some(&given_up), second(9));
+            go.send(()).unwrap();
+            let (sender, _reader) = mpsc::channel(1);
+            assert_eq!(runtime.block_on(waiter.wait(sender)).unwrap(), if made { 7 } else { 9 });
+        }
+    }
+
+    #[test]
     fn more_than_there_are_places_for_wait_and_say_so() {
         let runtime = runtime();
         let (begun, running) = std_mpsc::channel();
@@ -239,7 +325,7 @@ mod tests {
             .map(|number| {
                 let (go, gate) = std_mpsc::channel::<()>();
                 let begun = begun.clone();
-                let flight = Flight::start(runtime.handle(), Stage::ImagePull, move |_, _| {
+                let flight = Flight::start(runtime.handle(), Stage::ImagePull, None, move |_, _| {
                     begun.send(number).unwrap();
                     gate.recv_timeout(PATIENCE).unwrap();
                     Ok::<_, DebianError>(number)
@@ -256,7 +342,7 @@ mod tests {
         let State::Running(Some(step)) = flight.state.borrow().clone() else { panic!("it does not say that it waits") };
         assert!(step.detail.contains("waiting") && running.try_recv().is_err(), "{step:?}");
         // One that everybody has left while it waited is never begun.
-        let left = Flight::start(runtime.handle(), Stage::ImagePull, |_, _| -> Result<u32, DebianError> {
+        let left = Flight::start(runtime.handle(), Stage::ImagePull, None, |_, _| -> Result<u32, DebianError> {
             panic!("begun for nobody")
         });
         let mut state = left.0.state.clone();
@@ -278,7 +364,7 @@ mod tests {
     fn a_panic_is_every_waiters_error() {
         let runtime = runtime();
         let (_flight, waiter) =
-            Flight::<u32>::start(runtime.handle(), Stage::ImagePull, |_, _| -> Result<u32, DebianError> {
+            Flight::<u32>::start(runtime.handle(), Stage::ImagePull, None, |_, _| -> Result<u32, DebianError> {
                 panic!("a bug")
             });
         let (sender, _reader) = mpsc::channel(1);

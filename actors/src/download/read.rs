@@ -48,20 +48,26 @@ pub fn read<T: Send, E: From<DownloadError> + Send>(
     };
     let fetched = |source| DownloadError::Fetch { location: pinned.url.to_string(), source: Box::new(source) };
     let web = WebFile::new(url).map_err(fetched)?;
+    let trim = || {
+        if let Err(error) = downloads.blobs.trim() {
+            tracing::warn!(%error, "cannot keep the cache within its bound");
+        }
+    };
     for last in [false, true] {
         reporter.step(format!("asking for {}", pinned.url));
         let blob = blob(&web, downloads, pinned, cancel).map_err(fetched)?;
         match from_web(&web, &blob, downloads, cancel, reporter, &mut unpack) {
             Ok(unpacked) => {
-                if let Err(error) = downloads.blobs.trim() {
-                    tracing::warn!(%error, "cannot keep the cache within its bound");
-                }
+                trim();
                 return unpacked;
             }
             Err(OciError::Digest { stale: true, digest }) if !last => {
                 tracing::warn!(digest, "a file in the cache was damaged; fetching it anew");
             }
-            Err(error) => return Err(fetched(error).into()),
+            Err(error) => {
+                trim();
+                return Err(fetched(error).into());
+            }
         }
     }
     unreachable!("the last round returns")

@@ -52,9 +52,15 @@ pub enum Hashes {
 /// False once a file's file system is so full that what comes from elsewhere must not fill it further.
 #[must_use]
 pub fn has_room(file: &File) -> bool {
+    has_room_for(file, 0)
+}
+
+/// The same, once so many bytes more are on it.
+#[must_use]
+pub fn has_room_for(file: &File, bytes: u64) -> bool {
     let Ok(stat) = nix::sys::statvfs::fstatvfs(file) else { return true };
     let (free, whole) = (stat.blocks_available() * stat.fragment_size(), stat.blocks() * stat.fragment_size());
-    free >= ROOM_LEFT.min(whole / 20)
+    free >= ROOM_LEFT.min(whole / 20).saturating_add(bytes)
 }
 
 /// Where a file's contents are.

@@ -163,7 +163,7 @@ impl Images {
             return Err(WireError::from(&ImageError::Busy { name: name.clone() }));
         }
         let store = self.config.store.clone();
-        let (flight, waiter) = Flight::start(&self.config.runtime, Stage::ImagePull, move |cancel, reporter| {
+        let (flight, waiter) = Flight::start(&self.config.runtime, Stage::ImagePull, None, move |cancel, reporter| {
             work(&store, cancel, reporter)
         });
         self.flights.insert(name.to_string(), Underway { source, flight });
@@ -223,8 +223,10 @@ impl Images {
         let (store, mirror) = (self.config.store.clone(), self.config.mirror.clone());
         let (registries, downloads) = (self.config.registries.clone(), self.config.downloads.clone());
         let (key, source) = (target.name().to_string(), target.source().to_owned());
+        // One of the same that everybody has left.
+        let before = self.flights.remove(&key).map(|underway| underway.flight);
         let (flight, waiter) =
-            Flight::start(&self.config.runtime, Stage::ImagePull, move |cancel, reporter| match target {
+            Flight::start(&self.config.runtime, Stage::ImagePull, before.as_ref(), move |cancel, reporter| match target {
                 Target::Debian { debian, kernel, name, .. } => {
                     pull::pull(&store, &debian, &kernel, &name, mirror.as_deref(), cancel, reporter)
                 }

@@ -45,6 +45,8 @@ pub enum ImageError {
         #[source]
         source: Unfit,
     },
+    #[error("the settings of image `{name}` cannot be used: {why}")]
+    Config { name: ImageName, why: String },
     #[error("image `{name}` is in banger's storage already")]
     Promoted { name: ImageName },
     #[error(transparent)]
@@ -101,6 +103,7 @@ impl From<&ImageError> for WireError {
                     _ => wire,
                 }
             }
+            ImageError::Config { .. } => Self::from_error(ErrorKind::Usage, error),
             ImageError::Promoted { .. } => Self::from_error(ErrorKind::Conflict, error),
             ImageError::Committed(cause) => Self::from(cause),
             ImageError::Cancelled => Self::from_error(ErrorKind::Cancelled, error),

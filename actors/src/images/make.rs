@@ -76,6 +76,7 @@ pub(super) fn publish(
     record: ImageRecord,
     reporter: &Reporter,
 ) -> Result<ImageRecord, ImageError> {
+    record.config.check().map_err(|why| ImageError::Config { name: record.name.clone(), why })?;
     reporter.step("writing it to disk");
     store.publish(staging, &record)?;
     Ok(record)

@@ -57,6 +57,21 @@ pub fn pull(
     cancel: &Cancel,
     reporter: &Reporter,
 ) -> Result<ImageRecord, ImageError> {
+    let pulled = make(store, wanted, registries, cancel, reporter);
+    // Also what a pull that failed has fetched counts.
+    if let Err(error) = registries.blobs.trim() {
+        tracing::warn!(%error, "cannot keep the cache within its bound");
+    }
+    pulled
+}
+
+fn make(
+    store: &ImageStore,
+    wanted: &OciPull,
+    registries: &Registries,
+    cancel: &Cancel,
+    reporter: &Reporter,
+) -> Result<ImageRecord, ImageError> {
     let runtime = Handle::current();
     let reference = parse(&wanted.reference)?;
     let source = canonical(&reference);
@@ -79,6 +94,8 @@ pub fn pull(
     }
     let resolved = runtime.block_on(unless(cancel, registry.resolve()))?;
     let name = free_name(store, wanted, &resolved)?;
+    // Before the layers come.
+    resolved.config.check().map_err(|why| ImageError::Config { name: name.clone(), why })?;
     let staging = Staging::create(store.directory(), name.as_str())?;
     let registry = Arc::new(registry);
     let fetched = layers(&registry, &resolved.layers, registries, staging.path(), cancel, reporter);
@@ -118,9 +135,6 @@ pub fn pull(
         external: None,
     };
     let record = make::publish(store, staging, record, reporter)?;
-    if let Err(error) = registries.blobs.trim() {
-        tracing::warn!(%error, "cannot keep the cache within its bound");
-    }
     reporter.finished(make::summary(&record));
     Ok(record)
 }

@@ -8,7 +8,7 @@ use super::{BootFiles, GuestLink, KernelError, KernelRecord, KernelStore, boot, 
 use crate::artifacts::flight::Flight;
 use crate::artifacts::removal::in_two_parts;
 use crate::artifacts::users::Users;
-use crate::artifacts::{blocking, shelf::Record};
+use crate::artifacts::{Cancel, Reporter, blocking, shelf::Record};
 use crate::catalog::{Catalog, KernelSource};
 use crate::download::Downloads;
 use crate::images::ImageStore;
@@ -108,15 +108,15 @@ impl Handler<PullKernel> for Kernels {
                 Err(error) => return Err(WireError::from(&error)),
             };
             let KernelsConfig { store, mirror, downloads, link, .. } = self.config.clone();
-            let (flight, waiter) =
-                Flight::start(&self.config.runtime, Stage::KernelPull, move |cancel, reporter| match &entry.source {
-                    KernelSource::Debian(debian) => {
-                        pull::pull(&store, &entry, debian, link, mirror.as_deref(), cancel, reporter)
-                    }
-                    KernelSource::Bundle(bundle) => {
-                        bundle::pull(&store, &entry, bundle, link, &downloads, cancel, reporter)
-                    }
-                });
+            let work = move |cancel: &Cancel, reporter: &Reporter| match &entry.source {
+                KernelSource::Debian(debian) => {
+                    pull::pull(&store, &entry, debian, link, mirror.as_deref(), cancel, reporter)
+                }
+                KernelSource::Bundle(bundle) => bundle::pull(&store, &entry, bundle, link, &downloads, cancel, reporter),
+            };
+            // One of the same that everybody has left.
+            let before = self.flights.remove(name);
+            let (flight, waiter) = Flight::start(&self.config.runtime, Stage::KernelPull, before.as_ref(), work);
             self.flights.insert(name.to_owned(), flight);
             Ok(waiter)
         });
@@ -141,7 +141,7 @@ impl Handler<ImportKernel> for Kernels {
                 return Err(WireError::from(&KernelError::Taken { name }));
             }
             let (store, link) = (self.config.store.clone(), self.config.link);
-            let (flight, waiter) = Flight::start(&self.config.runtime, Stage::KernelPull, move |cancel, reporter| {
+            let (flight, waiter) = Flight::start(&self.config.runtime, Stage::KernelPull, None, move |cancel, reporter| {
                 import::import(&store, &wanted, link, cancel, reporter)
             });
             self.flights.insert(name.to_string(), flight);

@@ -68,12 +68,13 @@ pub(super) fn assemble(
     parts: Parts,
     wanted: Wanted,
     directory: &Path,
+    cancel: &Cancel,
     reporter: &Reporter,
 ) -> Result<KernelRecord, KernelError> {
     let Parts { kernel, mut tree, version: called, config } = parts;
     let Wanted { name, source, command_line, link } = wanted;
     reporter.step("unpacking the kernel");
-    let vmlinux = vmlinux::unpack(&kernel)?;
+    let vmlinux = vmlinux::unpack(&kernel, cancel)?;
     drop(kernel);
     let version = embedded::version(&vmlinux).ok_or(KernelError::NoVersion)?;
     if let Some(called) = called.filter(|called| *called != version) {
@@ -81,7 +82,7 @@ pub(super) fn assemble(
     }
 
     reporter.step("reading the modules");
-    let modules = index(&mut tree)?;
+    let modules = index(&mut tree, cancel)?;
     let built_for = |info: &modules::ModuleInfo| info.built_for.clone().filter(|of| *of != version);
     if let Some((module, of)) = modules.iter().find_map(|(module, info)| Some((module, built_for(info)?))) {
         return Err(KernelError::OtherKernel { what: format!("module `{module}`"), of, version });
@@ -147,7 +148,7 @@ fn carried(
 }
 
 /// Reads every module and adds what depmod would have written.
-fn index(tree: &mut Tree) -> Result<Modules, KernelError> {
+fn index(tree: &mut Tree, cancel: &Cancel) -> Result<Modules, KernelError> {
     let mut found = Modules::default();
     let mut count = 0;
     // Kernels have no modules of names that are no text.
@@ -160,6 +161,9 @@ fn index(tree: &mut Tree) -> Result<Modules, KernelError> {
         return Err(KernelError::TooMuch { what: "files", limit: MODULES_MAX as u64 });
     }
     for path in paths {
+        if cancel.is_cancelled() {
+            return Err(KernelError::Cancelled);
+        }
         let packed = tree.contents(&path, MODULE_MAX)?.unwrap_or_default();
         found.add(&String::from_utf8_lossy(&path), &packed)?;
     }

@@ -52,7 +52,7 @@ pub fn pull(
         command_line: entry.command_line.clone().or(manifest.command_line),
         link,
     };
-    let record = assemble(parts, wanted, staging.path(), reporter)?;
+    let record = assemble(parts, wanted, staging.path(), cancel, reporter)?;
     if cancel.is_cancelled() {
         return Err(KernelError::Cancelled);
     }

@@ -24,6 +24,9 @@ const PROGRAM_HEADER: usize = 56;
 const X86_64: u16 = 62;
 /// `PT_NOTE`
 const NOTE: u32 = 4;
+/// The most that is read of all notes, in bytes: a kernel's have a few hundred. Segments may lie over one another, so that a file
+/// can have far more notes than bytes.
+const NOTES_MAX: usize = 1 << 20;
 /// `SHT_NOBITS`: takes no bytes of the file.
 const NO_BITS: u32 = 8;
 
@@ -70,8 +73,8 @@ impl<'a> Elf<'a> {
         };
         for header in self.table(40, 60, SECTION_HEADER)? {
             let start = usize::try_from(u32_at(header, 0)?).ok()?;
-            let end = start + names.get(start..)?.iter().position(|byte| *byte == 0)?;
-            if &names[start..end] == name.as_bytes() {
+            // Compared in place: what many sections name may be as long as the file.
+            if names.get(start..)?.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.first() == Some(&0)) {
                 return self.slice(field(header, 24)?, field(header, 32)?);
             }
         }
@@ -82,10 +85,13 @@ impl<'a> Elf<'a> {
     #[must_use]
     pub fn has_note(&self, owner: &[u8], kind: u32) -> bool {
         let Some(segments) = self.table(32, 56, PROGRAM_HEADER) else { return false };
+        let mut left = NOTES_MAX;
         let mut notes = segments.filter(|segment| u32_at(segment, 0) == Some(NOTE));
         notes.any(|segment| {
             let bytes = field(segment, 8).zip(field(segment, 32)).and_then(|(at, size)| self.slice(at, size));
-            bytes.is_some_and(|bytes| note_in(bytes, owner, kind))
+            let bytes = bytes.map_or(&[][..], |bytes| &bytes[..bytes.len().min(left)]);
+            left -= bytes.len();
+            note_in(bytes, owner, kind)
         })
     }
 

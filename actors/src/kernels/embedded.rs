@@ -8,6 +8,8 @@ const BANNER: &[u8] = b"Linux version ";
 const VERSION_MAX: usize = 64;
 /// In front of the gzipped configuration of `CONFIG_IKCONFIG` (kernel/configs.c).
 const CONFIG_START: &[u8] = b"IKCFG_ST";
+/// How gzip begins (RFC 1952).
+const GZIP: &[u8] = &[0x1f, 0x8b];
 /// A configuration of everything that there is has a third of a megabyte.
 const CONFIG_MAX: u64 = 4 << 20;
 
@@ -31,17 +33,21 @@ pub fn is_version(text: &str) -> bool {
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".+-_~".contains(&byte))
 }
 
+/// So many places are tried: the mark's own bytes are in the code that looks for it, and hardly anywhere else.
+const PLACES_MAX: usize = 8;
+
 /// The configuration inside an unpacked kernel, or inside its module `configs`.
 #[must_use]
 pub fn config(bytes: &[u8]) -> Option<String> {
-    places(bytes, CONFIG_START).find_map(|at| config_text(&bytes[at..]).filter(|text| text.contains("CONFIG_")))
+    let packed = places(bytes, CONFIG_START).map(|at| &bytes[at..]).filter(|rest| rest.starts_with(GZIP));
+    packed.take(PLACES_MAX).find_map(|rest| config_text(rest).filter(|text| text.contains("CONFIG_")))
 }
 
 /// A configuration as text or gzipped, as `/proc/config.gz` has it; `None` where it is neither.
 #[must_use]
 pub fn config_text(bytes: &[u8]) -> Option<String> {
     let mut text = String::new();
-    let read = if bytes.starts_with(&[0x1f, 0x8b]) {
+    let read = if bytes.starts_with(GZIP) {
         flate2::read::GzDecoder::new(bytes).take(CONFIG_MAX).read_to_string(&mut text)
     } else {
         bytes.take(CONFIG_MAX).read_to_string(&mut text)

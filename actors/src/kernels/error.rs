@@ -87,6 +87,7 @@ impl From<&KernelError> for WireError {
             KernelError::Catalog(cause) => Self::from(cause),
             KernelError::Debian(cause) => Self::from(cause).context(error.to_string()),
             KernelError::Ext4(cause) => Self::from(cause).context(error.to_string()),
+            KernelError::Vmlinux(VmlinuxError::Cancelled) => Self::from_error(ErrorKind::Cancelled, error),
             KernelError::Vmlinux(_)
             | KernelError::Incomplete(_)
             | KernelError::Module { .. }

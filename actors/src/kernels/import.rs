@@ -37,7 +37,7 @@ pub fn import(
         let mut tree = Tree::limited(staging.path(), limits(cancel))?;
         if let Some(given) = &wanted.modules {
             // The version decides which directory is meant; unpacked once more below, which takes a moment only.
-            let version = embedded::version(&vmlinux::unpack(&kernel)?).ok_or(KernelError::NoVersion)?;
+            let version = embedded::version(&vmlinux::unpack(&kernel, cancel)?).ok_or(KernelError::NoVersion)?;
             let given = Path::new(given.as_str());
             if given.is_file() {
                 copy_from_initrd(&mut tree, given, &version, cancel)?;
@@ -51,7 +51,7 @@ pub fn import(
             command_line: wanted.command_line.clone(),
             link,
         };
-        let record = assemble(Parts { kernel, tree, version: None, config }, wanted, staging.path(), reporter)?;
+        let record = assemble(Parts { kernel, tree, version: None, config }, wanted, staging.path(), cancel, reporter)?;
         if cancel.is_cancelled() {
             return Err(KernelError::Cancelled);
         }

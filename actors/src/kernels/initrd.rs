@@ -2,7 +2,7 @@
 //! compressed (Documentation/driver-api/early-userspace/buffer-format.rst). Guests boot banger's own initramfs, so
 //! nothing else of it is of use.
 
-use super::modules;
+use super::modules::{self, MODULES_MAX};
 use crate::artifacts::Cancel;
 use crate::ext4::{Ext4Error, Meta, Tree};
 use cpio::newc;
@@ -11,6 +11,13 @@ use std::io::{self, BufRead, BufReader, Read};
 /// More than this unpacked is no initramfs, in bytes.
 const UNPACKED_MAX: u64 = 4 << 30;
 const BUFFER: usize = 256 << 10;
+/// A member's header, and where in it the length of its name is, in hexadecimal (buffer-format.rst).
+const HEADER: usize = 110;
+const NAME_LENGTH: std::ops::Range<usize> = 94..102;
+/// The kernel takes no longer names (init/initramfs.c, `PATH_MAX`), in bytes.
+const NAME_MAX: u32 = 4096;
+/// Beside the modules there are their lists, a dozen.
+const KEPT_MAX: usize = MODULES_MAX + 64;
 /// File types of `st_mode` (inode(7)).
 const TYPE: u32 = 0o170_000;
 const REGULAR: u32 = 0o100_000;
@@ -21,7 +28,7 @@ const REGULAR: u32 = 0o100_000;
 /// When it is no initramfs, or a module cannot be kept.
 pub(super) fn read(initrd: impl Read, version: &str, tree: &mut Tree, cancel: &Cancel) -> io::Result<usize> {
     let below = [format!("lib/modules/{version}/"), format!("usr/lib/modules/{version}/")];
-    let mut reader = Unpacking { below, tree, cancel, found: 0 };
+    let mut reader = Unpacking { below, tree, cancel, found: 0, kept: 0 };
     reader.archives(BufReader::with_capacity(BUFFER, initrd))?;
     Ok(reader.found)
 }
@@ -30,7 +37,10 @@ struct Unpacking<'a> {
     below: [String; 2],
     tree: &'a mut Tree,
     cancel: &'a Cancel,
+    /// Modules.
     found: usize,
+    /// Files.
+    kept: usize,
 }
 
 impl Unpacking<'_> {
@@ -78,9 +88,16 @@ impl Unpacking<'_> {
     /// One archive, to its trailer.
     fn archive<R: BufRead>(&mut self, mut reader: R) -> io::Result<R> {
         loop {
-            let mut member = newc::Reader::new(reader)?;
+            let mut header = [0; HEADER];
+            reader.read_exact(&mut header)?;
+            // Names are read whole.
+            let length = std::str::from_utf8(&header[NAME_LENGTH]).ok().and_then(|text| u32::from_str_radix(text, 16).ok());
+            if length.is_none_or(|length| length > NAME_MAX) {
+                return Err(bad("a name in it is longer than any path"));
+            }
+            let mut member = newc::Reader::new(io::Cursor::new(header).chain(reader))?;
             if member.entry().is_trailer() {
-                return member.finish();
+                return Ok(member.finish()?.into_inner().1);
             }
             if self.cancel.is_cancelled() {
                 return Err(io::ErrorKind::Interrupted.into());
@@ -92,13 +109,17 @@ impl Unpacking<'_> {
                 && (modules::is_module(within) || within.starts_with("modules."))
             {
                 self.found += usize::from(modules::is_module(within));
+                self.kept += 1;
+                if self.kept > KEPT_MAX {
+                    return Err(bad("it holds more modules than any kernel has"));
+                }
                 let kept = self.tree.file(within.as_bytes(), Meta::root(0o644), &mut member);
                 kept.map_err(|error| match error {
                     Ext4Error::Archive(source) => source,
                     other => io::Error::other(other),
                 })?;
             }
-            reader = member.finish()?;
+            reader = member.finish()?.into_inner().1;
         }
     }
 }

@@ -46,7 +46,7 @@ pub fn pull(
         command_line: entry.command_line.clone(),
         link,
     };
-    let record = assemble(parts, wanted, staging.path(), reporter)?;
+    let record = assemble(parts, wanted, staging.path(), cancel, reporter)?;
     store.publish(staging, &record)?;
     reporter.finished(format!("{} {}", record.name, record.version));
     Ok(record)

@@ -7,12 +7,14 @@ use super::follow::{Arrival, Verified};
 use super::registry::Blob;
 use super::{BlobCache, OciError};
 use crate::artifacts::Cancel;
+use crate::ext4::spool::{has_room, has_room_for};
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use sha2::{Digest as _, Sha256};
+use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,6 +25,8 @@ use tokio::sync::{mpsc, watch};
 const CHUNKS: usize = 16;
 /// How much of a file that is there already is hashed at once.
 const READ: usize = 1 << 20;
+/// How much comes before the file system is looked at again, in bytes.
+const LOOK_EVERY: u64 = 64 << 20;
 /// How often a connection that breaks is made anew without a byte having come.
 const TRIES: usize = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(300);
@@ -223,6 +227,14 @@ fn receive(
         arrival.send_modify(|arrival| arrival.end = Some(Verified::No));
         return Err(OciError::Digest { digest: blob.digest.clone(), stale: true });
     }
+    // What a registry announces, and what it sends, must not fill the disk that the VMs write to.
+    let full = || {
+        let why = format!("too little would be left for VMs beside its {} MiB", blob.size >> 20);
+        kept(io::Error::new(io::ErrorKind::StorageFull, why))
+    };
+    if !has_room_for(&file, blob.size - available.min(blob.size)) {
+        return Err(full());
+    }
     if ready.send(available).is_err() {
         // Nobody waits: the pull was given up.
         return Err(OciError::Cut { digest: blob.digest.clone() });
@@ -230,7 +242,13 @@ fn receive(
     while let Some(chunk) = chunks.blocking_recv() {
         hash.update(&chunk);
         file.write_all_at(&chunk, available).map_err(kept)?;
+        let looked = available / LOOK_EVERY;
         available += chunk.len() as u64;
+        if available / LOOK_EVERY > looked && !has_room(&file) {
+            // Others write, too. What is there takes the room that they need.
+            cache.forget(&blob.digest);
+            return Err(full());
+        }
         received.add(chunk.len());
         told(available);
     }

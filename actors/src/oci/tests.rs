@@ -67,6 +67,18 @@ fn a_broken_connection_goes_on_where_it_broke() {
 }
 
 #[test]
+fn a_blob_that_there_is_no_room_for_is_not_asked_for() {
+    let (hub, cache) = (Hub::start(), tempfile::tempdir().unwrap());
+    let bytes = noise(1000);
+    let blob = Blob { digest: digest(&bytes), size: 1 << 60 };
+    hub.blob(&blob.digest, &bytes);
+    let (done, read) = fetched(&hub, cache.path(), &blob);
+    let error = WireError::from(&done.unwrap_err());
+    assert_eq!(error.kind, ErrorKind::Resources, "{error}");
+    assert!(read.is_err() && hub.asked().is_empty());
+}
+
+#[test]
 fn what_was_fetched_before_a_kill_is_not_fetched_again() {
     let (hub, cache) = (Hub::start(), tempfile::tempdir().unwrap());
     let bytes = noise(100_000);

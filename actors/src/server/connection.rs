@@ -128,10 +128,17 @@ async fn write(
     frame: &ServerFrame,
 ) -> Result<(), ReadError> {
     let stream = reader.get_mut();
+    let bytes = match frame.encode() {
+        Ok(bytes) => bytes,
+        // Whoever asked must not be left without a word.
+        Err(error) => {
+            let wire = WireError::from_error(ErrorKind::Internal, &error).context("the answer cannot be sent");
+            ServerFrame::Error(wire).encode()?
+        }
+    };
     if let Some(descriptor) = descriptor {
         stream.queue_fd(descriptor)?;
     }
-    let bytes = frame.encode()?;
     match timeout(WRITE_TIMEOUT, stream.write_all(&bytes)).await {
         Ok(result) => Ok(result?),
         Err(_) => Err(ReadError::Io(std::io::ErrorKind::TimedOut.into())),

@@ -300,7 +300,11 @@ impl Link for RealLink {
         // The connection of now: an answer to a question is worth nothing to the next one.
         let Some(connection) = link.connection() else { return };
         if let Err(error) = link.send(connection, &frame) {
-            tracing::debug!(error = %error, "a frame for the agent was lost");
+            // One that is too long would be lost again and again; the others come anew with the next connection.
+            match error {
+                agent_link::CallError::Frame(_) => tracing::error!(error = %error, "a frame for the agent cannot be sent"),
+                _ => tracing::debug!(error = %error, "a frame for the agent was lost"),
+            }
         }
     }
 

@@ -23,6 +23,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 /// How many messages may wait. Requests beyond it wait in their senders.
 const MAILBOX: usize = 64;
+/// The most that is kept of why a VM failed, in bytes.
+const LAST_ERROR_MAX: usize = 2048;
 /// How long a guest gets to stop unless the request says otherwise.
 pub const STOP_GRACE: Duration = Duration::from_secs(30);
 /// How often a VM with restart = always is started again within [`RESTART_WINDOW`] before it is left alone.
@@ -245,7 +247,7 @@ impl Vm {
             }
             At::Failed { error } => {
                 self.error = Some(error.clone());
-                self.record.last_error = Some(error.to_string());
+                self.record.last_error = Some(brief(error));
                 // Kept, with its logs: somebody has to be able to see why.
                 self.record.lifetime = Lifetime::Kept;
             }
@@ -336,6 +338,13 @@ impl Vm {
 #[derive(Message)]
 #[rtype(result = "()")]
 struct WorkerDied;
+
+/// An error as a VM's record keeps it, and every list of VMs shows it: what a guest has to say may be long.
+fn brief(error: &WireError) -> String {
+    let mut text = error.to_string();
+    text.truncate(text.floor_char_boundary(LAST_ERROR_MAX));
+    text
+}
 
 impl Handler<WorkerDied> for Vm {
     type Result = ();

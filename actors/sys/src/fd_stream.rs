@@ -28,6 +28,8 @@ const CONTROL_WORDS: usize = 160;
 #[derive(Debug)]
 pub struct FdStream {
     stream: UnixStream,
+    /// Whether descriptors are taken in.
+    receives: bool,
     received: VecDeque<OwnedFd>,
     to_send: Vec<OwnedFd>,
 }
@@ -36,7 +38,14 @@ impl FdStream {
     /// Wraps a connected socket.
     #[must_use]
     pub fn new(stream: UnixStream) -> Self {
-        Self { stream, received: VecDeque::new(), to_send: Vec::new() }
+        Self { stream, receives: true, received: VecDeque::new(), to_send: Vec::new() }
+    }
+
+    /// Wraps a connected socket whose peer has no descriptors to send. The kernel closes what comes all the same: it never counts
+    /// against what this process may open.
+    #[must_use]
+    pub fn send_only(stream: UnixStream) -> Self {
+        Self { receives: false, ..Self::new(stream) }
     }
 
     /// Sends `fd` with the first byte of the next write. It is closed here once the kernel has taken it.
@@ -88,9 +97,15 @@ impl AsyncRead for FdStream {
         let this = self.get_mut();
         loop {
             ready!(this.stream.poll_read_ready(cx))?;
-            let Self { stream, received, .. } = this;
+            let Self { stream, receives, received, .. } = this;
             let target = buf.initialize_unfilled();
-            match stream.try_io(Interest::READABLE, || receive(stream.as_fd(), target, received)) {
+            // A read without room for control messages has the kernel close them.
+            let read = if *receives {
+                stream.try_io(Interest::READABLE, || receive(stream.as_fd(), target, received))
+            } else {
+                stream.try_read(target)
+            };
+            match read {
                 Ok(count) => {
                     buf.advance(count);
                     return Poll::Ready(Ok(()));
@@ -218,6 +233,20 @@ mod tests {
         let mut bytes = [0; 4];
         std::fs::File::from(fd).read_exact(&mut bytes).unwrap();
         u32::from_le_bytes(bytes)
+    }
+
+    #[tokio::test]
+    async fn who_wants_no_descriptors_has_none_opened() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (mut a, mut b) = (FdStream::new(ours), FdStream::send_only(theirs));
+        let mut pipe = nix::unistd::pipe().map(|(read, write)| (std::fs::File::from(read), Some(write))).unwrap();
+        a.queue_fd(pipe.1.take().unwrap()).unwrap();
+        a.write_all(b"x").await.unwrap();
+        let mut byte = [0; 1];
+        b.read_exact(&mut byte).await.unwrap();
+        assert_eq!((byte, b.received()), (*b"x", 0));
+        // Nobody has the pipe's other end any more.
+        assert_eq!(std::io::Read::read(&mut pipe.0, &mut byte).unwrap(), 0);
     }
 
     #[tokio::test]

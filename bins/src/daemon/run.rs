@@ -10,6 +10,7 @@ use messages::frame::build_id;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 /// Threads for calls that block: disks are made and files removed there, and each of the eight pulls that go on at once holds up to
 /// five for as long as it takes. They exist only while there is work.
 const BLOCKING_THREADS: usize = 256;
+/// How long the daemon's end may wait for threads that block.
+const BLOCKED_GRACE: Duration = Duration::from_secs(20);
 /// Descriptors, where the host allows them.
 const DESCRIPTORS: u64 = 65_536;
 /// Idle ones end after this: their stacks are most of an idle daemon.
@@ -71,10 +74,25 @@ pub(super) fn run(args: &Args) -> Result<(), WireError> {
         Ok(()) => tracing::info!("ended; VMs run on"),
         Err(error) => tracing::error!(error = %error, "ended"),
     }
-    // What still blocks on a thread is waited for, and only then may another daemon come.
+    // What still blocks on a thread is waited for, and only then may another daemon come. But not for ever: a file system may hang.
+    let ended = end_within(BLOCKED_GRACE, result.is_ok());
     drop(system);
+    drop(ended);
     drop(lock);
     result
+}
+
+/// Ends this process after `grace`, unless what it returns is dropped before. Every step is made to survive that.
+#[expect(clippy::exit, reason = "whoever would return is what hangs")]
+fn end_within(grace: Duration, ended_well: bool) -> std::sync::mpsc::Sender<()> {
+    let (ended, end) = std::sync::mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        if end.recv_timeout(grace) == Err(RecvTimeoutError::Timeout) {
+            tracing::error!("a thread does not come to its end and is left");
+            std::process::exit(i32::from(!ended_well));
+        }
+    });
+    ended
 }
 
 async fn serve(paths: Arc<actors::paths::Paths>, loaded: Loaded) -> Result<(), WireError> {

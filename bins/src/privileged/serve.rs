@@ -22,8 +22,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 use tracing::{debug, info, warn};
 
-/// How many connections may be open. The owner's daemon needs one; the rest is for a `status` or two.
+/// How many connections of the owner's, and root's, may be open. The daemon needs one; the rest is for a `status` or two.
 const CONNECTIONS_MAX: usize = 32;
+/// How many peers may be told at once that they are refused; more are cut off. They must not stand in the owner's way.
+const REFUSALS_MAX: usize = 4;
+/// How long a refused peer may take to be told.
+const REFUSAL_TIME: Duration = Duration::from_secs(1);
 /// How long a peer may take for its hello.
 const HELLO_TIME: Duration = Duration::from_secs(5);
 /// How long a peer may take to read an answer.
@@ -57,6 +61,7 @@ pub(super) async fn serve<H: Host>(
     let (work, queue) = mpsc::channel(WORK_QUEUE);
     let mut worker = tokio::spawn(carry_out(queue, Operations::new(host, owner_uid)));
     let mut connections = JoinSet::new();
+    let mut refusals = JoinSet::new();
     tokio::pin!(stop);
     let ended = loop {
         tokio::select! {
@@ -64,10 +69,18 @@ pub(super) async fn serve<H: Host>(
             () = &mut stop => break None,
             result = &mut worker => break Some(result),
             Some(_) = connections.join_next() => {}
+            Some(_) = refusals.join_next() => {}
             accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(connection(stream, work.clone(), owner_uid));
-                }
+                Ok((stream, _)) => match stream.peer_cred() {
+                    Ok(peer) if admit(peer.uid(), owner_uid) == Admission::Admitted => {
+                        connections.spawn(converse(stream, peer.uid(), work.clone()));
+                    }
+                    Ok(peer) if refusals.len() < REFUSALS_MAX => {
+                        refusals.spawn(refuse(stream, peer.uid(), owner_uid));
+                    }
+                    Ok(peer) => debug!(peer_uid = peer.uid(), "cut off a peer that is not the owner: one of too many"),
+                    Err(error) => warn!(%error, "the kernel does not say who connected"),
+                },
                 Err(error) => {
                     warn!(%error, "cannot accept a connection");
                     // Out of descriptors, most likely: give the open connections time to end.
@@ -79,6 +92,7 @@ pub(super) async fn serve<H: Host>(
     info!("stopping; taps and rules stay");
     drop(work);
     connections.shutdown().await;
+    refusals.shutdown().await;
     let ended = match ended {
         Some(result) => result,
         None => worker.await,
@@ -103,22 +117,18 @@ async fn carry_out<H: Host>(mut queue: mpsc::Receiver<Work>, mut operations: Ope
     }
 }
 
-async fn connection(stream: UnixStream, work: mpsc::Sender<Work>, owner_uid: u32) {
-    let peer_uid = match stream.peer_cred() {
-        Ok(peer) => peer.uid(),
-        Err(error) => return warn!(%error, "the kernel does not say who connected"),
-    };
-    let admission = admit(peer_uid, owner_uid);
-    if admission == Admission::Refused {
-        warn!(peer_uid, "refused a peer that is not the owner");
-    }
-    let mut connection = Connection(FrameReader::new(FdStream::new(stream), PRIVILEGED_FRAME_MAX));
-    let ended = match admission {
-        Admission::Admitted => connection.converse(&work).await,
-        Admission::Refused => connection.refuse(&refusal(peer_uid, owner_uid)).await,
-    };
-    if let Err(error) = ended {
+async fn converse(stream: UnixStream, peer_uid: u32, work: mpsc::Sender<Work>) {
+    if let Err(error) = Connection::new(stream).converse(&work).await {
         warn!(peer_uid, error = &error as &dyn std::error::Error, "closed a connection");
+    }
+}
+
+async fn refuse(stream: UnixStream, peer_uid: u32, owner_uid: u32) {
+    warn!(peer_uid, "refused a peer that is not the owner");
+    let refusal = refusal(peer_uid, owner_uid);
+    let told = tokio::time::timeout(REFUSAL_TIME, Connection::new(stream).refuse(&refusal)).await;
+    if let Err(error) = told.unwrap_or(Err(Ended::Slow("be refused"))) {
+        debug!(peer_uid, error = &error as &dyn std::error::Error, "a refused peer was not told");
     }
 }
 
@@ -133,10 +143,14 @@ enum Ended {
     NoWorker,
 }
 
-/// Nobody sends descriptors to the helper: those that come all the same are bounded by the stream, and closed with it.
+/// Nobody sends descriptors to the helper: the kernel closes those that come all the same.
 struct Connection(FrameReader<FdStream>);
 
 impl Connection {
+    fn new(stream: UnixStream) -> Self {
+        Self(FrameReader::new(FdStream::send_only(stream), PRIVILEGED_FRAME_MAX))
+    }
+
     async fn converse(&mut self, work: &mpsc::Sender<Work>) -> Result<(), Ended> {
         self.hello().await?;
         while let Some(request) = self.0.message::<PrivilegedRequest>().await? {
@@ -151,8 +165,7 @@ impl Connection {
     /// Answers the first request with the refusal, so that the peer learns why, and closes.
     async fn refuse(&mut self, refusal: &WireError) -> Result<(), Ended> {
         self.hello().await?;
-        let request = tokio::time::timeout(HELLO_TIME, self.0.message::<PrivilegedRequest>());
-        match request.await.map_err(|_| Ended::Slow("ask"))?? {
+        match self.0.message::<PrivilegedRequest>().await? {
             Some(request) => self.answer(request.number, Err(refusal.clone())).await,
             None => Ok(()),
         }

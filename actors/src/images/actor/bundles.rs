@@ -3,8 +3,8 @@
 use super::super::messages::{ExportImage, ExportedImage, ImportImage};
 use super::super::{ImageError, bundle};
 use super::{Images, Underway, meant};
-use crate::artifacts::blocking;
 use crate::artifacts::flight::Flight;
+use crate::artifacts::{Cancel, Reporter, blocking};
 use crate::supervise::guard;
 use actix::{Handler, ResponseFuture};
 use messages::WireError;
@@ -29,9 +29,11 @@ impl Handler<ImportImage> for Images {
                 return Ok(waiter);
             }
             let (store, source) = (self.config.store.clone(), format!("bundle {file}"));
-            let (flight, waiter) = Flight::start(&self.config.runtime, Stage::ImagePull, move |cancel, reporter| {
+            let before = self.flights.remove(&key).map(|underway| underway.flight);
+            let work = move |cancel: &Cancel, reporter: &Reporter| {
                 bundle::import(&store, &file, name.as_ref(), cancel, reporter)
-            });
+            };
+            let (flight, waiter) = Flight::start(&self.config.runtime, Stage::ImagePull, before.as_ref(), work);
             self.flights.insert(key, Underway { source, flight });
             Ok(waiter)
         });

@@ -233,3 +233,16 @@ fn what_is_no_kernel_leaves_nothing_and_a_name_is_given_once() {
     let error = WireError::from(&place.import(&wanted(&vmlinux)).unwrap_err());
     assert_eq!((error.kind, place.left()), (ErrorKind::Conflict, 1));
 }
+
+#[test]
+fn names_in_an_initramfs_are_no_longer_than_paths() {
+    let place = Place::new();
+    let vmlinux = place.write("vmlinux", &kernel(VERSION, Some(&with_modules())));
+    let mut archive = newc(&[("a", b"1")]);
+    // Of 4 GiB, and so many bytes of it as one cares to send.
+    archive[94..102].copy_from_slice(b"fffffff0");
+    archive.resize(1 << 20, b'a');
+    let initrd = place.write("initrd.img", &archive);
+    let error = place.import(&KernelImport { modules: Some(initrd.parse().unwrap()), ..wanted(&vmlinux) }).unwrap_err();
+    assert!(format!("{:?}", WireError::from(&error).chain).contains("longer than any path"), "{error:?}");
+}

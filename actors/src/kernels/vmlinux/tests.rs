@@ -5,6 +5,10 @@
 use super::*;
 use std::io::Write;
 
+fn unpack(image: &[u8]) -> Result<Vec<u8>, VmlinuxError> {
+    super::unpack(image, &Cancel::new())
+}
+
 /// A little ELF kernel: header, one note segment with a PVH entry (or another note), and ballast that does not compress to nothing.
 fn kernel(note_type: u32) -> Vec<u8> {
     let mut elf = vec![0; 64 + 56];
@@ -122,4 +126,45 @@ fn what_is_no_kernel_is_said_so() {
     let whole = kernel(PVH_ENTRY);
     assert!(matches!(unpack(&whole[..whole.len() - 1]), Err(VmlinuxError::Elf(ElfError::Truncated))));
     assert_eq!(unpack(&whole).unwrap(), whole);
+}
+
+#[test]
+fn a_search_in_a_file_of_bombs_ends() {
+    // Each unpacks to 48 MiB, is no kernel, and would be tried at every place.
+    let bomb = packed(Format::Zstd, &vec![0; 48 << 20]);
+    let image = bomb.repeat(10_000);
+    let mut room = SEARCH_MAX;
+    assert!(scan(&image, &Cancel::new()).is_err());
+    assert!(Format::Zstd.decompress(&bomb, &mut room, &Cancel::new()).is_ok());
+    assert_eq!(room, SEARCH_MAX - (48 << 20));
+    // A mark that nothing follows takes no memory either.
+    assert!(scan(&Format::Lz4.magic().repeat(1 << 20), &Cancel::new()).is_err());
+    let cancel = Cancel::new();
+    cancel.cancel();
+    assert!(matches!(super::unpack(&image, &cancel), Err(VmlinuxError::Cancelled)));
+}
+
+#[test]
+fn sections_and_segments_that_lie_over_one_another_are_no_work() {
+    // 65,535 sections whose name is as long as the file, and as many note segments over all of it.
+    const COUNT: usize = 65_535;
+    let (sections, segments, names) = (64, 64 + COUNT * 64, 64 + COUNT * (64 + 56));
+    let mut elf = vec![0; names + (24 << 20)];
+    elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+    elf[16..20].copy_from_slice(&[2, 0, 62, 0]);
+    elf[32..40].copy_from_slice(&(segments as u64).to_le_bytes());
+    elf[40..48].copy_from_slice(&(sections as u64).to_le_bytes());
+    elf[54..64].copy_from_slice(&[56, 0, 0xff, 0xff, 64, 0, 0xff, 0xff, 0xfe, 0xff]);
+    let length = elf.len();
+    elf[names..length - 1].fill(b'a');
+    for index in 0..COUNT {
+        let (section, segment) = (sections + index * 64, segments + index * 56);
+        elf[section + 24..section + 32].copy_from_slice(&(names as u64).to_le_bytes());
+        elf[section + 32..section + 40].copy_from_slice(&((length - names) as u64).to_le_bytes());
+        elf[segment] = 4;
+        elf[segment + 32..segment + 40].copy_from_slice(&(length as u64).to_le_bytes());
+    }
+    let parsed = Elf::parse(&elf).unwrap();
+    assert_eq!(parsed.section(".modinfo"), None);
+    assert!(!parsed.has_note(b"Xen", PVH_ENTRY));
 }

@@ -11,9 +11,11 @@ use messages::privileged::{
     PrivilegedOperation, PrivilegedReply, PrivilegedRequest, PrivilegedResponse, Subnet, TapNumber,
 };
 use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
@@ -131,6 +133,33 @@ async fn a_stranger_is_told_why_and_nothing_is_done() {
     assert!(error.to_string().contains(&own_uid().to_string()), "{error}");
     assert!(host.with(|s| s.calls.is_empty()));
     client.closed().await;
+}
+
+/// Root can play others. Who is none has nobody to be.
+#[tokio::test]
+async fn strangers_do_not_stand_in_the_owners_way() {
+    const HOLD: &str = "my @held = map { IO::Socket::UNIX->new($ARGV[0]) || die $! } 1..300; print qq(held\\n); close STDOUT; <STDIN>;";
+    if own_uid() != 0 {
+        return;
+    }
+    let helper = Helper::start(&Double::default(), own_uid());
+    for path in [&*helper.path, helper.path.parent().unwrap()] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    let mut strangers = tokio::process::Command::new("setpriv")
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "perl", "-MIO::Socket::UNIX", "-e", HOLD])
+        .arg(&helper.path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    let held = strangers.stdout.as_mut().unwrap().read_to_string(&mut said);
+    tokio::time::timeout(LIMIT, held).await.expect("those that are too many wait").unwrap();
+    assert_eq!(said, "held\n");
+    let served = async { helper.greeted().await.ask(1, PrivilegedOperation::Status).await };
+    assert!(tokio::time::timeout(LIMIT, served).await.unwrap().result.is_ok());
 }
 
 #[tokio::test]
