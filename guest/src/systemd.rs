@@ -94,6 +94,9 @@ const MASKED: [&str; 15] = [
 /// A third of the units' time goes into events for devices that were there before udev. These are what rules and mounts ask for.
 const UDEV_TRIGGER: &str = "[Service]\nExecStart=\nExecStart=-udevadm trigger --type=devices --action=add \
     --subsystem-match=block --subsystem-match=net --subsystem-match=misc --subsystem-match=input\n";
+/// The kernel's modules stay mounted until the end: what has one open (udev's index, say) makes an earlier unmount fail, in red. For
+/// the mounts of all versions (systemd.unit(5), on drop-ins of units that share a prefix).
+const MODULES: (&str, &str) = ("usr-lib-modules-.mount.d", "[Unit]\nDefaultDependencies=no\n");
 /// (unit, program) of the two names that sshd has.
 const SSHD: [&str; 2] = ["ssh.service", "sshd.service"];
 
@@ -110,6 +113,9 @@ pub fn prepare(network: Option<&GuestNetwork>) -> Result<(), IdentityError> {
     let trigger = units.join("systemd-udev-trigger.service.d");
     identity::directory(&trigger, 0o755)?;
     identity::write(&trigger.join("50-banger.conf").to_string_lossy(), UDEV_TRIGGER.as_bytes(), 0o644)?;
+    let (drop_in, text) = MODULES;
+    identity::directory(&units.join(drop_in), 0o755)?;
+    identity::write(&units.join(drop_in).join("50-banger.conf").to_string_lossy(), text.as_bytes(), 0o644)?;
     for unit in SSHD {
         prepare_sshd(units, unit)?;
     }
