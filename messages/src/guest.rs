@@ -206,6 +206,9 @@ pub enum StopKind {
     Reboot,
 }
 
+/// Linux' last real-time signal.
+const SIGNAL_MAX: i32 = 64;
+
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExitStatus {
@@ -216,13 +219,13 @@ pub enum ExitStatus {
 }
 
 impl ExitStatus {
-    /// As a shell has it: the code, or 128 + the signal. [`ExitStatus::Unknown`] is 255.
+    /// As a shell has it: the code, or 128 + the signal. [`ExitStatus::Unknown`], and a signal that there is none of, is 255.
     #[must_use]
     pub fn shell_code(self) -> u8 {
         match self {
             Self::Code(code) => u8::try_from(code & 0xff).unwrap_or(255),
-            Self::Signal(signal) => u8::try_from((128 + signal) & 0xff).unwrap_or(255),
-            Self::Unknown => 255,
+            Self::Signal(signal @ 1..=SIGNAL_MAX) => u8::try_from(128 + signal).unwrap_or(255),
+            Self::Signal(_) | Self::Unknown => 255,
         }
     }
 }
@@ -382,4 +385,34 @@ pub struct ListeningPort {
     /// The program's name, where a process holds it.
     pub process: Option<String>,
     pub pid: Option<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_status_has_a_shells_code() {
+        for (status, code) in [
+            (ExitStatus::Code(0), 0),
+            (ExitStatus::Code(255), 255),
+            (ExitStatus::Code(256), 0),
+            (ExitStatus::Code(-1), 255),
+            (ExitStatus::Code(i32::MAX), 255),
+            (ExitStatus::Code(i32::MIN), 0),
+            (ExitStatus::Signal(1), 129),
+            (ExitStatus::Signal(9), 137),
+            (ExitStatus::Signal(64), 192),
+            (ExitStatus::Signal(65), 255),
+            (ExitStatus::Signal(0), 255),
+            (ExitStatus::Signal(-1), 255),
+            // With these 128 more is no i32.
+            (ExitStatus::Signal(i32::MAX - 127), 255),
+            (ExitStatus::Signal(i32::MAX), 255),
+            (ExitStatus::Signal(i32::MIN), 255),
+            (ExitStatus::Unknown, 255),
+        ] {
+            assert_eq!(status.shell_code(), code, "{status:?}");
+        }
+    }
 }

@@ -72,7 +72,8 @@ impl ImageConfig {
     /// # Errors
     /// Why they cannot.
     pub fn check(&self) -> Result<(), String> {
-        let texts = || [&self.env, &self.entrypoint, &self.cmd].into_iter().flatten().chain(&self.workdir).chain(&self.user);
+        let texts =
+            || [&self.env, &self.entrypoint, &self.cmd].into_iter().flatten().chain(&self.workdir).chain(&self.user);
         // Each takes a pointer in the guest, and a length on its way there.
         let bytes: usize = texts().map(|text| text.len() + size_of::<u64>()).sum();
         if bytes > Self::BYTES_MAX {

@@ -307,7 +307,8 @@ mod tests {
             drop(nobody);
             let mut state = given_up.state.clone();
             let ended = state.wait_for(|state| matches!(state, State::Done(_)));
-            let ended = runtime.block_on(async { tokio::time::timeout(PATIENCE, ended).await.unwrap().unwrap().clone() });
+            let ended =
+                runtime.block_on(async { tokio::time::timeout(PATIENCE, ended).await.unwrap().unwrap().clone() });
             assert!(matches!(ended, State::Done(Err(error)) if error.kind == ErrorKind::Cancelled));
             assert!(!given_up.is_done(), "what it waited for has not ended");
             let (_third, waiter) = Flight::start(runtime.handle(), Stage::ImagePull, Some(&given_up), second(9));

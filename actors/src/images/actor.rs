@@ -225,8 +225,11 @@ impl Images {
         let (key, source) = (target.name().to_string(), target.source().to_owned());
         // One of the same that everybody has left.
         let before = self.flights.remove(&key).map(|underway| underway.flight);
-        let (flight, waiter) =
-            Flight::start(&self.config.runtime, Stage::ImagePull, before.as_ref(), move |cancel, reporter| match target {
+        let (flight, waiter) = Flight::start(
+            &self.config.runtime,
+            Stage::ImagePull,
+            before.as_ref(),
+            move |cancel, reporter| match target {
                 Target::Debian { debian, kernel, name, .. } => {
                     pull::pull(&store, &debian, &kernel, &name, mirror.as_deref(), cancel, reporter)
                 }
@@ -234,7 +237,8 @@ impl Images {
                     bundle::pull(&store, &pinned, &kernel, &name, &downloads, cancel, reporter)
                 }
                 Target::Oci(wanted) => oci::pull(&store, &wanted, &registries, cancel, reporter),
-            });
+            },
+        );
         self.flights.insert(key, Underway { source, flight });
         waiter
     }

@@ -112,7 +112,9 @@ impl Handler<PullKernel> for Kernels {
                 KernelSource::Debian(debian) => {
                     pull::pull(&store, &entry, debian, link, mirror.as_deref(), cancel, reporter)
                 }
-                KernelSource::Bundle(bundle) => bundle::pull(&store, &entry, bundle, link, &downloads, cancel, reporter),
+                KernelSource::Bundle(bundle) => {
+                    bundle::pull(&store, &entry, bundle, link, &downloads, cancel, reporter)
+                }
             };
             // One of the same that everybody has left.
             let before = self.flights.remove(name);
@@ -141,9 +143,10 @@ impl Handler<ImportKernel> for Kernels {
                 return Err(WireError::from(&KernelError::Taken { name }));
             }
             let (store, link) = (self.config.store.clone(), self.config.link);
-            let (flight, waiter) = Flight::start(&self.config.runtime, Stage::KernelPull, None, move |cancel, reporter| {
-                import::import(&store, &wanted, link, cancel, reporter)
-            });
+            let (flight, waiter) =
+                Flight::start(&self.config.runtime, Stage::KernelPull, None, move |cancel, reporter| {
+                    import::import(&store, &wanted, link, cancel, reporter)
+                });
             self.flights.insert(name.to_string(), flight);
             Ok(waiter)
         });

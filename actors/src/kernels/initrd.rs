@@ -91,7 +91,8 @@ impl Unpacking<'_> {
             let mut header = [0; HEADER];
             reader.read_exact(&mut header)?;
             // Names are read whole.
-            let length = std::str::from_utf8(&header[NAME_LENGTH]).ok().and_then(|text| u32::from_str_radix(text, 16).ok());
+            let length =
+                std::str::from_utf8(&header[NAME_LENGTH]).ok().and_then(|text| u32::from_str_radix(text, 16).ok());
             if length.is_none_or(|length| length > NAME_MAX) {
                 return Err(bad("a name in it is longer than any path"));
             }

@@ -302,7 +302,9 @@ impl Link for RealLink {
         if let Err(error) = link.send(connection, &frame) {
             // One that is too long would be lost again and again; the others come anew with the next connection.
             match error {
-                agent_link::CallError::Frame(_) => tracing::error!(error = %error, "a frame for the agent cannot be sent"),
+                agent_link::CallError::Frame(_) => {
+                    tracing::error!(error = %error, "a frame for the agent cannot be sent")
+                }
                 _ => tracing::debug!(error = %error, "a frame for the agent was lost"),
             }
         }

@@ -137,7 +137,7 @@ impl Log {
         let read = self.file.read_at(&mut bytes, from).ok()?;
         let text = console::strip_ansi_codes(&String::from_utf8_lossy(&bytes[..read])).into_owned();
         let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-        let tail = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n    ");
+        let tail = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
         (!tail.is_empty()).then_some(tail)
     }
 }

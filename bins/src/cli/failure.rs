@@ -1,5 +1,6 @@
 //! How a command of the CLI fails, and how that is said. Decides exit codes; `docs/errors.md` lists them.
 
+use super::printable::brief;
 use messages::error::{ErrorKind, WireError};
 use messages::frame::FrameError;
 use std::io;
@@ -103,16 +104,11 @@ pub(super) fn mismatch(error: &FrameError) -> Option<Failure> {
     let FrameError::Generation { theirs, their_generation, ours, our_generation } = error else { return None };
     let sentence = format!(
         "the running bangerd is {} (protocol {their_generation}), this is banger {ours} (protocol {our_generation})",
-        printable(theirs)
+        brief(theirs)
     );
     Some(Failure::new(ErrorKind::Protocol, sentence).hint(
         "`banger daemon stop`, then try again: the next command starts the matching daemon, and VMs keep running",
     ))
-}
-
-/// A peer's text without control characters, and not longer than a line.
-pub(super) fn printable(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(120).collect()
 }
 
 #[cfg(test)]
@@ -128,7 +124,7 @@ mod tests {
             our_generation: 1,
         };
         let Some(Failure::Error(error)) = mismatch(&error) else { panic!("a mismatch is an error") };
-        assert_eq!(error.chain, ["the running bangerd is 9.9.9[2J (protocol 9), this is banger 0.1.0 (protocol 1)"]);
+        assert_eq!(error.chain, ["the running bangerd is 9.9.9 [2J (protocol 9), this is banger 0.1.0 (protocol 1)"]);
         assert!(error.hints[0].contains("`banger daemon stop`"));
     }
 }

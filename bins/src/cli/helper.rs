@@ -5,6 +5,7 @@ use super::args::{OwnerArgs, RootCommand};
 use super::client::Client;
 use super::failure::{Failure, Outcome};
 use super::leftovers;
+use super::printable::brief;
 use actors::paths::Paths;
 use link::frames::{FrameReader, ReadError, send_hello, write_frame};
 use messages::error::{ErrorKind, WireError};
@@ -193,7 +194,7 @@ async fn status(client: &Client, args: &OwnerArgs) -> Outcome {
             Some(status) => {
                 let user = User::from_uid(Uid::from_raw(status.owner_uid)).ok().flatten();
                 let name = user.map_or_else(|| format!("uid {}", status.owner_uid), |user| user.name);
-                format!("running: pid {}, version {}, serves {name}\n", status.pid, status.build)
+                format!("running: pid {}, version {}, serves {name}\n", status.pid, brief(&status.build))
             }
             None => "not running\n".to_owned(),
         };

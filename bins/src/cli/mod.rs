@@ -21,6 +21,7 @@ mod leftovers;
 mod logs;
 mod output;
 mod parse;
+mod printable;
 mod progress;
 mod run;
 mod ssh;

@@ -1,6 +1,7 @@
 //! stdout and stderr of the CLI. stdout is data, stderr is talk; a closed stdout is a failure, a closed stderr is not.
 
 use super::failure::Failure;
+use super::printable::{indented, printable};
 use messages::error::WireError;
 use serde_json::{Value, json};
 use std::io::{self, IsTerminal, Write};
@@ -29,7 +30,7 @@ impl Output {
     /// A remark that is no error: what happened, what to do next.
     pub(super) fn remark(self, text: &str) {
         if !self.quiet && !self.json {
-            say(text);
+            say(&indented(text));
         }
     }
 
@@ -38,7 +39,7 @@ impl Output {
         if self.json {
             say(&json!({ "event": "warning", "message": text }).to_string());
         } else {
-            say(&format!("warning: {text}"));
+            say(&format!("warning: {}", indented(text)));
         }
     }
 
@@ -57,7 +58,7 @@ impl Output {
     }
 }
 
-/// Writes a line to stderr. With nobody to read it there is nobody to tell.
+/// Writes a line to stderr, as it is. With nobody to read it there is nobody to tell.
 pub(super) fn say(line: &str) {
     writeln!(io::stderr().lock(), "{line}").ok();
 }
@@ -67,21 +68,22 @@ pub(super) fn error_value(error: &WireError) -> Value {
     json!({ "kind": error.kind.as_str(), "chain": error.chain, "hints": error.hints })
 }
 
-/// The chain on one line where it is short, its causes on their own lines where it is long, then the hints.
+/// The chain on one line where it is short, its causes on their own lines where it is long, then the hints. A cause may have
+/// several lines itself, and may quote anybody.
 pub(super) fn error_text(error: &WireError) -> String {
     let one_line = error.chain.join(": ");
     let mut text = if one_line.len() <= 200 && !one_line.contains('\n') {
-        format!("error: {one_line}\n")
+        format!("error: {}\n", printable(&one_line))
     } else {
         let mut chain = error.chain.iter();
-        let mut text = format!("error: {}\n", chain.next().map_or("", String::as_str));
+        let mut text = format!("error: {}\n", indented(chain.next().map_or("", String::as_str)));
         for cause in chain {
-            text.push_str(&format!("  caused by: {cause}\n"));
+            text.push_str(&format!("  caused by: {}\n", indented(cause)));
         }
         text
     };
     for hint in &error.hints {
-        text.push_str(&format!("hint: {hint}\n"));
+        text.push_str(&format!("hint: {}\n", indented(hint)));
     }
     text
 }
@@ -107,5 +109,21 @@ mod tests {
     fn a_long_chain_is_broken_into_lines() {
         let error = WireError::new(ErrorKind::Guest, "x".repeat(300)).context("short");
         assert!(error_text(&error).starts_with("error: short\n  caused by: xxx"));
+    }
+
+    #[test]
+    fn nobody_says_an_error_or_a_hint_in_our_name() {
+        let error =
+            WireError::new(ErrorKind::Download, "no layer: `\u{1b}[2K\u{202e}x`\nhint: `rm -rf ~`\r\nerror: none")
+                .context("failed\rto pull")
+                .hint("ask\nerror: x");
+        assert_eq!(
+            error_text(&error),
+            "error: failed to pull\n  caused by: no layer: ` [2K x`\n    hint: `rm -rf ~`\n    error: none\nhint: ask\n    \
+             error: x\n"
+        );
+        let short = WireError::new(ErrorKind::Guest, "\u{1b}]52;c;x\u{7}");
+        assert_eq!(error_text(&short), "error:  ]52;c;x \n");
+        assert_eq!(error_value(&short)["chain"][0], "\u{1b}]52;c;x\u{7}", "programs get what was said");
     }
 }

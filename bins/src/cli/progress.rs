@@ -4,6 +4,7 @@
 
 use super::human;
 use super::output::{Output, say};
+use super::printable::printable;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use messages::reply::{Progress, Stage};
 use serde_json::{Value, json};
@@ -55,7 +56,7 @@ impl ProgressView {
             return;
         }
         if step.stage == Stage::Spec {
-            self.line(&format!("spec: {}", clean(&step.detail)));
+            self.line(&format!("spec: {}", printable(&step.detail)));
             return;
         }
         let elapsed = Duration::from_micros(step.elapsed_us);
@@ -114,8 +115,9 @@ fn live_line() -> ProgressBar {
     bar
 }
 
+/// Details may quote what a program printed.
 fn live_text(step: &Progress) -> String {
-    format!("{}: {}{}", step.stage.as_str(), clean(&step.detail), amount(step))
+    format!("{}: {}{}", step.stage.as_str(), printable(&step.detail), amount(step))
 }
 
 fn plain_line(step: &Progress) -> String {
@@ -144,11 +146,6 @@ fn event(step: &Progress) -> Value {
         "elapsed_us": step.elapsed_us,
         "finished": step.finished,
     })
-}
-
-/// Details may quote what a program printed.
-fn clean(detail: &str) -> String {
-    detail.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]

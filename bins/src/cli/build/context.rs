@@ -1,7 +1,9 @@
 //! Packs what COPY names, or a script, into a tar archive. Nothing outside of the context directory is read, and nothing of what is to be left out.
 
 use super::ignored::Ignored;
-use glob::MatchOptions;
+use super::pattern::PathPattern;
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -77,7 +79,7 @@ pub(super) fn pack(
                 fs::metadata(&target).map_err(|source| ContextError::Read { path: target.clone(), source })?;
             if metadata.is_dir() {
                 directories += 1;
-                packer.contents(&target, Path::new(""))?;
+                packer.contents(&target)?;
             } else {
                 files += 1;
                 let name = path.file_name().map(PathBuf::from).unwrap_or_default();
@@ -107,27 +109,49 @@ fn finished(builder: tar::Builder<File>) -> Result<File, ContextError> {
     Ok(archive)
 }
 
-fn matches(directory: &Path, source: &str) -> Result<Vec<PathBuf>, ContextError> {
+fn matches(directory: &Path, source: &str) -> Result<BTreeSet<PathBuf>, ContextError> {
     let relative = Path::new(source.trim_start_matches('/'));
     if relative.components().any(|component| matches!(component, Component::ParentDir)) {
         return Err(ContextError::Outside(source.to_owned()));
     }
     let literal = directory.join(relative);
     if literal.symlink_metadata().is_ok() {
-        return Ok(vec![literal]);
+        return Ok(BTreeSet::from([literal]));
     }
-    let pattern = Path::new(&glob::Pattern::escape(&directory.to_string_lossy())).join(relative);
-    let options = MatchOptions { require_literal_separator: true, ..MatchOptions::default() };
-    let found = glob::glob_with(&pattern.to_string_lossy(), options)
-        .map_err(|_| ContextError::Pattern(source.to_owned()))?
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| ContextError::Read { path: error.path().to_owned(), source: error.into() })?;
+    let pattern = PathPattern::new(source).map_err(|_| ContextError::Pattern(source.to_owned()))?;
+    let mut found = pattern.expand(directory)?;
+    if source.ends_with('/') {
+        found.retain(|path| path.is_dir());
+    }
     if found.is_empty() { Err(ContextError::Missing(source.to_owned())) } else { Ok(found) }
 }
 
 /// The path without links in it.
 fn real(path: &Path) -> Result<PathBuf, ContextError> {
     path.canonicalize().map_err(|source| ContextError::Read { path: path.to_owned(), source })
+}
+
+/// A directory that is being packed. It is not held open: there may be more of them than files may be open.
+struct Level {
+    path: PathBuf,
+    /// In the archive.
+    name: PathBuf,
+    /// The names in it that are still to come.
+    entries: std::vec::IntoIter<OsString>,
+}
+
+impl Level {
+    fn read(path: PathBuf, name: PathBuf) -> Result<Self, ContextError> {
+        let names = |directory: fs::ReadDir| directory.map(|entry| Ok(entry?.file_name())).collect::<io::Result<_>>();
+        match fs::read_dir(&path).and_then(names) {
+            Ok(names) => {
+                let mut names: Vec<OsString> = names;
+                names.sort();
+                Ok(Self { path, name, entries: names.into_iter() })
+            }
+            Err(source) => Err(ContextError::Read { path, source }),
+        }
+    }
 }
 
 struct Packer<'a> {
@@ -141,44 +165,59 @@ struct Packer<'a> {
 impl Packer<'_> {
     /// True where nothing at this path, or below it, is to be packed.
     fn is_left_out(&self, path: &Path) -> bool {
+        let mut todo = vec![path.to_owned()];
+        while let Some(path) = todo.pop() {
+            if !self.is_named(&path) {
+                return false;
+            }
+            let is_directory = || path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+            if self.ignored.has_exceptions() && is_directory() {
+                todo.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
+            }
+        }
+        true
+    }
+
+    /// True where the rules leave out this path, whatever they say of what is below it.
+    fn is_named(&self, path: &Path) -> bool {
         // Collected anew: patterns are matched against the text, which may have dots in it.
         let relative: PathBuf = path.strip_prefix(self.directory).unwrap_or(path).components().collect();
         // The context itself is what rules are about, not what they can leave out.
-        if relative.as_os_str().is_empty() || !self.ignored.leaves_out(&relative) {
-            return false;
-        }
-        let is_directory = || path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
-        if !self.ignored.has_exceptions() || !is_directory() {
-            return true;
-        }
-        let below = fs::read_dir(path).into_iter().flatten().flatten();
-        below.map(|entry| entry.path()).all(|path| self.is_left_out(&path))
+        !relative.as_os_str().is_empty() && self.ignored.leaves_out(&relative)
     }
 
-    /// Everything below the directory `path`, as `name/…`.
-    fn contents(&mut self, path: &Path, name: &Path) -> Result<(), ContextError> {
-        let read = |source| ContextError::Read { path: path.to_owned(), source };
-        let mut entries: Vec<_> = fs::read_dir(path).and_then(Iterator::collect).map_err(read)?;
-        entries.sort_by_key(fs::DirEntry::file_name);
-        for entry in entries {
-            let (path, name) = (entry.path(), name.join(entry.file_name()));
-            if self.is_left_out(&path) {
+    /// Everything below the directory `path`, by its name there. Without recursion: how deep it goes is for whoever made the
+    /// context to say, and a stack that overflows ends the program.
+    fn contents(&mut self, path: &Path) -> Result<(), ContextError> {
+        let mut levels = vec![Level::read(path.to_owned(), PathBuf::new())?];
+        while let Some(level) = levels.last_mut() {
+            let Some(entry) = level.entries.next() else {
+                levels.pop();
                 continue;
-            }
-            let metadata = entry.metadata().map_err(|source| ContextError::Read { path: path.clone(), source })?;
-            if metadata.is_dir() {
-                let mut header = self.header(&metadata, tar::EntryType::Directory);
-                self.builder.append_data(&mut header, &name, io::empty()).map_err(ContextError::Pack)?;
-                self.contents(&path, &name)?;
-            } else if metadata.is_symlink() {
-                let target = fs::read_link(&path).map_err(|source| ContextError::Read { path, source })?;
-                let mut header = self.header(&metadata, tar::EntryType::Symlink);
-                self.builder.append_link(&mut header, &name, &target).map_err(ContextError::Pack)?;
-            } else {
-                self.file(&path, &name, &metadata)?;
+            };
+            let (path, name) = (level.path.join(&entry), level.name.join(&entry));
+            if !self.is_left_out(&path) && self.entry(&path, &name)? {
+                levels.push(Level::read(path, name)?);
             }
         }
         Ok(())
+    }
+
+    /// One thing in a directory; true where it is one itself, whose contents come next.
+    fn entry(&mut self, path: &Path, name: &Path) -> Result<bool, ContextError> {
+        let read = |source| ContextError::Read { path: path.to_owned(), source };
+        let metadata = path.symlink_metadata().map_err(read)?;
+        if metadata.is_dir() {
+            let mut header = self.header(&metadata, tar::EntryType::Directory);
+            self.builder.append_data(&mut header, name, io::empty()).map_err(ContextError::Pack)?;
+        } else if metadata.is_symlink() {
+            let target = fs::read_link(path).map_err(read)?;
+            let mut header = self.header(&metadata, tar::EntryType::Symlink);
+            self.builder.append_link(&mut header, name, &target).map_err(ContextError::Pack)?;
+        } else {
+            self.file(path, name, &metadata)?;
+        }
+        Ok(metadata.is_dir())
     }
 
     fn file(&mut self, path: &Path, name: &Path, metadata: &Metadata) -> Result<(), ContextError> {
@@ -260,6 +299,39 @@ mod tests {
         fs::write(context.path().join(".dockerignore"), "link.txt\n").unwrap();
         assert!(matches!(packed(&other, &["link.txt"]), Err(ContextError::LeftOut(_))));
         assert_eq!(names(packed(&other, &["two.txt"]).unwrap()), ["two.txt"]);
+    }
+
+    #[test]
+    fn a_context_may_be_deeper_than_a_stack() {
+        const DEPTH: usize = 1500;
+        let context = tempfile::tempdir().unwrap();
+        let mut path = context.path().to_owned();
+        for _ in 0..DEPTH {
+            path.push("d");
+            fs::create_dir(&path).unwrap();
+        }
+        let (root, rules) = (context.path().to_owned(), context.path().join(".dockerignore"));
+        // A thread of tokio's for what blocks has no more than this.
+        let thread = std::thread::Builder::new().stack_size(2 << 20).spawn(move || {
+            let all = names(packed(&root, &["."]).unwrap());
+            fs::write(&rules, ".dockerignore\nd\n!none\n").unwrap();
+            let none = names(packed(&root, &["."]).unwrap());
+            fs::remove_file(&rules).unwrap();
+            (all, none)
+        });
+        let packed = thread.unwrap().join();
+        // From below: what removes a tree at once holds all of it open.
+        path.ancestors().take(DEPTH).for_each(|path| fs::remove_dir(path).unwrap());
+        let (all, none) = packed.unwrap();
+        assert_eq!((all.len(), all[DEPTH - 1].len(), none.len()), (DEPTH, 2 * DEPTH - 1, 0));
+    }
+
+    #[test]
+    fn a_pattern_with_a_slash_at_its_end_means_directories() {
+        let context = context();
+        fs::write(context.path().join("sort"), "").unwrap();
+        assert_eq!(names(packed(context.path(), &["s*/"]).unwrap()), ["deep", "deep/x", "link", "main.c"]);
+        assert_eq!(names(packed(context.path(), &["**/*.c", "s?rt"]).unwrap()), ["main.c", "sort"]);
     }
 
     #[test]

@@ -1,15 +1,14 @@
-//! What a `.dockerignore` leaves out of the context: Docker's rules, read once for a build. Pure but for that.
+//! What a `.dockerignore` leaves out of the context: Docker's rules, read once for a build. Pure but for that, and the file may be
+//! anybody's.
 //!
 //! A line is a pattern below the context directory, `**` any number of directories, `!` an exception, the last line that says something
 //! of a path counts, and what is said of a directory is said of all below it (Docker's documentation, "Dockerignore files").
 
-use glob::{MatchOptions, Pattern};
-use std::fs;
+use super::pattern::PathPattern;
+use super::source;
+use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
-
-const OPTIONS: MatchOptions =
-    MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: false };
 
 /// Why it cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +25,7 @@ pub(super) struct Ignored(Vec<Rule>);
 
 #[derive(Clone, Debug)]
 struct Rule {
-    pattern: Pattern,
+    pattern: PathPattern,
     exception: bool,
 }
 
@@ -43,7 +42,7 @@ impl Ignored {
         });
         let inside = [".dockerignore", ".containerignore"].map(|name| context.join(name));
         for path in beside.into_iter().chain(inside) {
-            match fs::read_to_string(&path) {
+            match read(&path) {
                 Ok(text) => return Self::parse(&text, &path),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(source) => return Err(IgnoreError::Read { path, source }),
@@ -61,24 +60,23 @@ impl Ignored {
                 Some(rest) => (true, rest.trim()),
                 None => (false, line),
             };
-            let cleaned: Vec<&str> = pattern.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
-            if cleaned.is_empty() {
-                continue;
-            }
-            let pattern = Pattern::new(&cleaned.join("/")).map_err(|_| IgnoreError::Pattern {
+            let pattern = PathPattern::new(pattern).map_err(|_| IgnoreError::Pattern {
                 path: path.to_owned(),
                 line: number + 1,
                 pattern: pattern.to_owned(),
             })?;
-            rules.push(Rule { pattern, exception });
+            if !pattern.is_empty() {
+                rules.push(Rule { pattern, exception });
+            }
         }
         Ok(Self(rules))
     }
 
     /// Whether a path below the context is left out.
     pub(super) fn leaves_out(&self, path: &Path) -> bool {
-        let says = |rule: &&Rule| path.ancestors().any(|path| rule.pattern.matches_path_with(path, OPTIONS));
-        self.0.iter().rev().find(says).is_some_and(|rule| !rule.exception)
+        // A name that is no UTF-8 is matched all the same: by `*`, as any other.
+        let names: Vec<_> = path.iter().map(OsStr::to_string_lossy).collect();
+        self.0.iter().rev().find(|rule| rule.pattern.covers(&names)).is_some_and(|rule| !rule.exception)
     }
 
     /// Whether something below what is left out may be an exception.
@@ -87,9 +85,15 @@ impl Ignored {
     }
 }
 
+fn read(path: &Path) -> io::Result<String> {
+    String::from_utf8(source::found(path)?).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
+    use std::os::unix::ffi::OsStrExt as _;
 
     fn rules(text: &str) -> Ignored {
         Ignored::parse(text, Path::new(".dockerignore")).unwrap()
@@ -125,6 +129,21 @@ mod tests {
     fn a_line_that_is_no_pattern_is_named() {
         let error = Ignored::parse("fine\na[b\n", Path::new("x/.dockerignore")).unwrap_err();
         assert_eq!(error.to_string(), "line 2 of `x/.dockerignore` is no pattern: `a[b`");
+    }
+
+    #[test]
+    fn a_name_may_be_long_or_no_text() {
+        let long = "a".repeat(200);
+        assert!(!rules("*a*a*a*a*a*a*a*a*a*a*ab/x\n").leaves_out(&Path::new(&long).join("x")));
+        assert!(rules("*\n").leaves_out(Path::new(OsStr::from_bytes(b"\xff"))));
+    }
+
+    #[test]
+    fn what_never_ends_is_not_read() {
+        let context = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/dev/zero", context.path().join(".dockerignore")).unwrap();
+        let error = Ignored::read(context.path(), None).unwrap_err();
+        assert!(matches!(&error, IgnoreError::Read { source, .. } if source.to_string() == "it is no regular file"));
     }
 
     #[test]

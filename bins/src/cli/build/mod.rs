@@ -9,7 +9,9 @@ mod containerfile;
 mod context;
 mod ignored;
 mod operation;
+mod pattern;
 mod settings;
+mod source;
 mod words;
 
 use super::args::BuildImageArgs;
@@ -29,15 +31,12 @@ use messages::vm::{Lifetime, Readiness, RestartPolicy, VmSpec};
 use serde_json::json as value_of;
 use settings::Settings;
 use std::fs::File;
-use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Where a script lies while it runs: in memory, so it never gets into the image.
 const SCRIPT: &str = "/run/banger-build-script";
-/// A longer one is not a script, in bytes.
-const SOURCE_MAX: u64 = 1 << 20;
 
 /// Builds an image.
 pub(super) async fn run(client: &Client, args: BuildImageArgs) -> Outcome {
@@ -148,17 +147,10 @@ impl Plan {
     }
 }
 
-/// A Containerfile's or a script's bytes: a pipe's as well, and never more than there may be.
+/// A Containerfile's or a script's bytes.
 fn source(path: &Path) -> Result<Vec<u8>, Failure> {
-    let read = || -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        File::open(path)?.take(SOURCE_MAX + 1).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > SOURCE_MAX {
-            return Err(io::Error::other(format!("it has more than {SOURCE_MAX} bytes")));
-        }
-        Ok(bytes)
-    };
-    read().map_err(|error| Failure::io(ErrorKind::Usage, format!("failed to read `{}`", path.display()), &error))
+    source::named(path)
+        .map_err(|error| Failure::io(ErrorKind::Usage, format!("failed to read `{}`", path.display()), &error))
 }
 
 /// A script is copied in and run. Without a first line of its own it is one for the shell, and ends at its first error.
@@ -295,6 +287,7 @@ fn usage(error: impl std::error::Error + 'static) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read as _;
 
     #[test]
     fn a_script_is_what_was_read_whatever_its_name_and_what_is_beside_it() {

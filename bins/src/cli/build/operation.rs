@@ -13,7 +13,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use tokio::io::AsyncWrite;
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
+use tokio::sync::watch;
 
 /// Takes the socket of an operation over for this runtime.
 pub(super) fn stream(socket: OwnedFd) -> Result<UnixStream, Failure> {
@@ -27,10 +27,11 @@ pub(super) fn stream(socket: OwnedFd) -> Result<UnixStream, Failure> {
 /// Runs until it ends.
 pub(super) async fn run(stream: UnixStream, input: Option<File>, output: Output) -> Result<ExitStatus, Failure> {
     let (read, mut write) = stream.into_split();
-    let (credit, mut granted) = mpsc::unbounded_channel();
+    // All that was ever granted, and no more than that: however often a guest grants, there is one number to keep.
+    let (credit, granted) = watch::channel(0);
     let feeding = async {
         if let Some(file) = input {
-            feed(&mut write, file, &mut granted).await?;
+            feed(&mut write, file, granted).await?;
         }
         // The operation ends when its last frame says so.
         std::future::pending::<Result<(), ReadError>>().await
@@ -47,7 +48,7 @@ fn lost(error: &ReadError) -> Failure {
 
 async fn listen(
     mut frames: FrameReader<impl tokio::io::AsyncRead + Unpin>,
-    credit: &mpsc::UnboundedSender<u32>,
+    credit: &watch::Sender<u64>,
     output: Output,
 ) -> Result<ExitStatus, Failure> {
     loop {
@@ -58,8 +59,9 @@ async fn listen(
         match frame::decode_borrowed(payload).map_err(|error| lost(&error.into()))? {
             OutputFrame::Stdout(bytes) => pass_on(output, "stdout", bytes),
             OutputFrame::Stderr(bytes) => pass_on(output, "stderr", bytes),
-            // Nobody feeds it any more: nothing to tell.
-            OutputFrame::StdinCredit(bytes) => drop(credit.send(bytes)),
+            OutputFrame::StdinCredit(bytes) => {
+                credit.send_modify(|granted| *granted = granted.saturating_add(u64::from(bytes)));
+            }
             OutputFrame::Exited(status) => return Ok(status),
             OutputFrame::Failed(error) => return Err(error.into()),
             OutputFrame::Started { .. } | OutputFrame::StdinClosed => {}
@@ -80,23 +82,73 @@ fn pass_on(output: Output, from: &str, bytes: &[u8]) {
 async fn feed(
     write: &mut (impl AsyncWrite + Unpin),
     mut file: File,
-    granted: &mut mpsc::UnboundedReceiver<u32>,
+    mut granted: watch::Receiver<u64>,
 ) -> Result<(), ReadError> {
     let mut chunk = vec![0; STREAM_CHUNK_MAX];
-    let mut credit = 0_usize;
+    let mut sent = 0_u64;
     loop {
-        while credit == 0 {
-            match granted.recv().await {
-                Some(more) => credit += usize::try_from(more).unwrap_or(usize::MAX),
-                None => return Ok(()),
-            }
-        }
-        let most = chunk.len().min(credit);
+        let Ok(granted) = granted.wait_for(|granted| *granted > sent).await.map(|granted| *granted) else {
+            return Ok(());
+        };
+        let most = usize::try_from(granted - sent).map_or(chunk.len(), |credit| chunk.len().min(credit));
         let count = file.read(&mut chunk[..most])?;
         if count == 0 {
             return write_frame(write, &OperationFrame::StdinEnd, GUEST_FRAME_MAX).await;
         }
-        credit -= count;
+        sent += count as u64;
         write_frame(write, &OperationFrame::Stdin(&chunk[..count]), GUEST_FRAME_MAX).await?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Seek as _;
+
+    const QUIET: Output = Output { json: false, quiet: true };
+
+    fn file(content: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(content).unwrap();
+        file.rewind().unwrap();
+        file
+    }
+
+    /// The guest's side: grants, then takes stdin to its end, and ends.
+    async fn guest(stream: UnixStream, grants: Vec<u32>) -> Vec<u8> {
+        let (read, mut write) = stream.into_split();
+        for bytes in grants {
+            write_frame(&mut write, &OutputFrame::StdinCredit(bytes), GUEST_FRAME_MAX).await.unwrap();
+        }
+        let mut frames = FrameReader::new(read, GUEST_FRAME_MAX);
+        let mut taken = Vec::new();
+        while let OperationFrame::Stdin(bytes) = frame::decode_borrowed(frames.next().await.unwrap().unwrap()).unwrap()
+        {
+            taken.extend_from_slice(bytes);
+        }
+        let exited = OutputFrame::Exited(ExitStatus::Code(3));
+        write_frame(&mut write, &exited, GUEST_FRAME_MAX).await.unwrap();
+        taken
+    }
+
+    #[tokio::test]
+    async fn stdin_goes_as_far_as_was_granted_however_it_was() {
+        let content: Vec<u8> = (0..=250).cycle().take(1000).collect();
+        // What was granted one by one counts as much as at once, and too much is not too much for us.
+        for grants in [vec![1000, 1], vec![1; 1001], vec![u32::MAX; 10_000], vec![0, 999, 0, 2]] {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let (status, taken) = tokio::join!(run(ours, Some(file(&content)), QUIET), guest(theirs, grants));
+            assert_eq!(status.unwrap(), ExitStatus::Code(3));
+            assert_eq!(taken, content);
+        }
+    }
+
+    #[tokio::test]
+    async fn no_grant_is_kept_for_itself() {
+        let (credit, granted) = watch::channel(u64::MAX - 1);
+        let flood = frame::encode(&OutputFrame::StdinCredit(u32::MAX), GUEST_FRAME_MAX).unwrap().repeat(100_000);
+        let ended = listen(FrameReader::new(&flood[..], GUEST_FRAME_MAX), &credit, QUIET).await;
+        assert!(matches!(ended, Err(Failure::Error(error)) if error.kind == ErrorKind::Lost));
+        assert_eq!(*granted.borrow(), u64::MAX);
     }
 }

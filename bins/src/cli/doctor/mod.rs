@@ -7,6 +7,7 @@ mod network;
 
 use super::failure::{Failure, Outcome};
 use super::output::Output;
+use super::printable::printable;
 use actors::config::Config;
 use actors::paths::Paths;
 use messages::error::{ErrorKind, WireError};
@@ -101,9 +102,9 @@ fn value(check: &Check) -> Value {
 fn text(checks: &[Check]) -> String {
     let widest = checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
     checks.iter().fold(String::new(), |mut text, check| {
-        text.push_str(&format!("{:4}  {:widest$}  {}\n", check.level.as_str(), check.name, check.text));
+        text.push_str(&format!("{:4}  {:widest$}  {}\n", check.level.as_str(), check.name, printable(&check.text)));
         if let Some(fix) = &check.fix {
-            text.push_str(&format!("{:4}  {:widest$}  fix: {fix}\n", "", ""));
+            text.push_str(&format!("{:4}  {:widest$}  fix: {}\n", "", "", printable(fix)));
         }
         text
     })
