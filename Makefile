@@ -29,7 +29,7 @@ CARGO   := $(AS_CALLER) cargo
 PROGRAMS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs newuidmap:uidmap nft:nftables \
             ip:iproute2 ssh:openssh-client modprobe:kmod cc:gcc pkg-config:pkg-config setpriv:util-linux curl:curl
 TEST_PROGRAMS := skopeo:skopeo umoci:umoci busybox:busybox-static
-BENCH_PROGRAMS := sshd:openssh-server dnsmasq:dnsmasq-base dnsperf:dnsperf
+BENCH_PROGRAMS := dnsmasq:dnsmasq-base dnsperf:dnsperf
 FILES    := /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring \
             /usr/include/linux/limits.h:linux-libc-dev /usr/include/stdlib.h:libc6-dev \
             /etc/ssl/certs/ca-certificates.crt:ca-certificates

@@ -74,8 +74,7 @@ pub(super) fn assemble(
     let Parts { kernel, mut tree, version: called, config } = parts;
     let Wanted { name, source, command_line, link } = wanted;
     reporter.step("unpacking the kernel");
-    let vmlinux = vmlinux::unpack(&kernel, cancel)?;
-    drop(kernel);
+    let vmlinux = vmlinux::unpack(kernel, cancel)?;
     let version = embedded::version(&vmlinux).ok_or(KernelError::NoVersion)?;
     if let Some(called) = called.filter(|called| *called != version) {
         return Err(KernelError::OtherKernel { what: "the directory of modules".to_owned(), of: called, version });

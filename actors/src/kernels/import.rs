@@ -31,13 +31,13 @@ pub fn import(
     let path = Path::new(wanted.vmlinux.as_str());
     let record = || -> Result<KernelRecord, KernelError> {
         reporter.step("reading the kernel");
-        let kernel = read(path, vmlinux::UNPACKED_MAX)?;
+        let kernel = vmlinux::unpack(read(path, vmlinux::UNPACKED_MAX)?, cancel)?;
         let config = wanted.config.as_ref().map(|path| config(Path::new(path.as_str()))).transpose()?;
         let staging = Staging::create(store.directory(), wanted.name.as_str())?;
         let mut tree = Tree::limited(staging.path(), limits(cancel))?;
         if let Some(given) = &wanted.modules {
-            // The version decides which directory is meant; unpacked once more below, which takes a moment only.
-            let version = embedded::version(&vmlinux::unpack(&kernel, cancel)?).ok_or(KernelError::NoVersion)?;
+            // The version decides which directory is meant.
+            let version = embedded::version(&kernel).ok_or(KernelError::NoVersion)?;
             let given = Path::new(given.as_str());
             if given.is_file() {
                 copy_from_initrd(&mut tree, given, &version, cancel)?;

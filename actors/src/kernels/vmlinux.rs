@@ -94,17 +94,17 @@ impl Format {
 ///
 /// # Errors
 /// When there is none, or it is cut off, of another architecture or without a PVH entry; when it was cancelled.
-pub fn unpack(vmlinuz: &[u8], cancel: &Cancel) -> Result<Vec<u8>, VmlinuxError> {
+pub fn unpack(vmlinuz: Vec<u8>, cancel: &Cancel) -> Result<Vec<u8>, VmlinuxError> {
     let unpacked = search(vmlinuz, cancel);
     if cancel.is_cancelled() { Err(VmlinuxError::Cancelled) } else { unpacked }
 }
 
-fn search(vmlinuz: &[u8], cancel: &Cancel) -> Result<Vec<u8>, VmlinuxError> {
+fn search(vmlinuz: Vec<u8>, cancel: &Cancel) -> Result<Vec<u8>, VmlinuxError> {
     if vmlinuz.starts_with(b"\x7fELF") {
-        check(vmlinuz)?;
-        return Ok(vmlinuz.to_vec());
+        check(&vmlinuz)?;
+        return Ok(vmlinuz);
     }
-    if let Some(payload) = header_payload(vmlinuz)
+    if let Some(payload) = header_payload(&vmlinuz)
         && let Some(format) = Format::of(payload)
     {
         let kernel = format
@@ -113,7 +113,7 @@ fn search(vmlinuz: &[u8], cancel: &Cancel) -> Result<Vec<u8>, VmlinuxError> {
         check(&kernel)?;
         return Ok(kernel);
     }
-    scan(vmlinuz, cancel)
+    scan(&vmlinuz, cancel)
 }
 
 /// The payload by the boot protocol's header, 2.08 and later.

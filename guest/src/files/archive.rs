@@ -2,8 +2,9 @@
 //! every tar does.
 //!
 //! Format: POSIX.1-2024, "pax Interchange Format": ustar headers, and records before them for what does not fit; attributes as
-//! `SCHILY.xattr.*`, as star, GNU tar and libarchive have them.
+//! `SCHILY.xattr.*`, as star, GNU tar and libarchive have them; files with holes as GNU tar's format 0.1 ("Storing Sparse Files").
 
+use super::holes::{self, Data, Pieces};
 use crate::identity::RUNTIME_DIRECTORY;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -111,6 +112,10 @@ fn entry(
         let metadata = file.metadata()?;
         let mut member = Member::new(path, &metadata, EntryType::Regular)?;
         member.attributes(real)?;
+        if let Some(pieces) = holes::find(&file, metadata.len())? {
+            member.sparse(&pieces, metadata.len());
+            return member.write(archive, Data { file: &file, pieces: pieces.into() });
+        }
         member.header.set_size(metadata.len());
         // As many bytes as were announced: a file that shrinks meanwhile ends in zeros, one that grows is cut.
         return member.write(archive, file.chain(io::repeat(0)).take(metadata.len()));
@@ -191,6 +196,17 @@ impl Member {
         Ok(())
     }
 
+    /// Of this length, with data only in these pieces.
+    fn sparse(&mut self, pieces: &Pieces, length: u64) {
+        let map: Vec<String> = pieces.iter().map(|(offset, length)| format!("{offset},{length}")).collect();
+        // The reader makes room for so many before it reads the map. One that has none is taken for no sparse file.
+        let (count, map) = if map.is_empty() { (1, format!("{length},0")) } else { (map.len(), map.join(",")) };
+        self.record("GNU.sparse.size", length.to_string().as_bytes());
+        self.record("GNU.sparse.numblocks", count.to_string().as_bytes());
+        self.record("GNU.sparse.map", map.as_bytes());
+        self.header.set_size(pieces.iter().map(|(_, length)| length).sum());
+    }
+
     fn record(&mut self, key: &str, value: &[u8]) {
         self.records.push((key.to_owned(), value.to_vec()));
     }
@@ -253,6 +269,30 @@ mod tests {
         assert_eq!((seen[4].1, seen[4].4.as_deref()), (EntryType::Link, Some("etc/file")));
         assert_eq!((seen[5].1, seen[5].4.clone()), (EntryType::Symlink, Some(format!("/{long}"))));
         assert_eq!(seen[6].3, vec![7; 700]);
+    }
+
+    #[test]
+    fn holes_stay_holes() {
+        use std::os::unix::fs::FileExt as _;
+        const LENGTH: u64 = 64 << 20;
+        let (root, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let some: &[(u64, &[u8])] = &[(5 << 20, b"in the middle"), (LENGTH - 10, b"at the end")];
+        for (name, data) in [("empty", &[][..]), ("some", some)] {
+            let file = fs::File::create(root.path().join(name)).unwrap();
+            file.set_len(LENGTH).unwrap();
+            data.iter().for_each(|(offset, bytes)| file.write_all_at(bytes, *offset).unwrap());
+        }
+        let archive = out.path().join("archive");
+        write(root.path(), &mut fs::File::create(&archive).unwrap()).unwrap();
+        assert!(archive.metadata().unwrap().len() < 1 << 20, "{:?}", archive.metadata());
+        let tar =
+            std::process::Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(out.path()).output().unwrap();
+        assert!(tar.status.success() && tar.stderr.is_empty(), "{tar:?}");
+        for name in ["empty", "some"] {
+            let (before, after) = (root.path().join(name), out.path().join(name));
+            assert!(fs::read(before).unwrap() == fs::read(&after).unwrap(), "{name}");
+            assert!(after.metadata().unwrap().blocks() * 512 < 1 << 20, "{name}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! What they say is on stderr, for whoever asked; the host trusts nothing in what they write.
 
 pub mod archive;
+mod holes;
 pub mod unpack;
 
 use std::io;

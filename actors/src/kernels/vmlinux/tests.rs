@@ -6,7 +6,7 @@ use super::*;
 use std::io::Write;
 
 fn unpack(image: &[u8]) -> Result<Vec<u8>, VmlinuxError> {
-    super::unpack(image, &Cancel::new())
+    super::unpack(image.to_vec(), &Cancel::new())
 }
 
 /// A little ELF kernel: header, one note segment with a PVH entry (or another note), and ballast that does not compress to nothing.
@@ -141,7 +141,7 @@ fn a_search_in_a_file_of_bombs_ends() {
     assert!(scan(&Format::Lz4.magic().repeat(1 << 20), &Cancel::new()).is_err());
     let cancel = Cancel::new();
     cancel.cancel();
-    assert!(matches!(super::unpack(&image, &cancel), Err(VmlinuxError::Cancelled)));
+    assert!(matches!(super::unpack(image, &cancel), Err(VmlinuxError::Cancelled)));
 }
 
 #[test]
