@@ -10,16 +10,20 @@ pub(super) fn size(bytes: u64) -> String {
     }
     let mut unit = 0;
     // In tenths, rounded, so that 1023.96 KiB becomes 1 MiB and not 1024 KiB.
-    let mut tenths = (u128::from(bytes) * 10 + 512) >> 10;
+    let mut tenths = u64::try_from((u128::from(bytes) * 10 + 512) >> 10).unwrap_or(u64::MAX);
     while tenths >= 10_240 && unit + 1 < UNITS.len() {
         tenths = (tenths + 512) >> 10;
         unit += 1;
     }
-    if tenths % 10 == 0 || tenths >= 1000 {
-        format!("{} {}", tenths / 10, UNITS[unit])
-    } else {
-        format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+    // Put together by hand: a list of a thousand VMs has two thousand of them.
+    let mut text = (tenths / 10).to_string();
+    if tenths % 10 != 0 && tenths < 1000 {
+        text.push('.');
+        text.push_str(&(tenths % 10).to_string());
     }
+    text.push(' ');
+    text.push_str(UNITS[unit]);
+    text
 }
 
 /// `5 s`, `3 min`, `2 h`, `4 d`: one unit, for tables.

@@ -12,15 +12,16 @@ const INDENT: &str = "\n    ";
 
 /// The text with a space for every character that a terminal would obey instead of showing it, line breaks among them.
 pub(super) fn printable(text: &str) -> Cow<'_, str> {
-    // Nearly all there is, at no cost: a table may have ten thousand cells.
-    if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
-        return Cow::Borrowed(text);
-    }
-    if text.chars().any(is_obeyed) {
+    if !is_plain(text) && text.chars().any(is_obeyed) {
         Cow::Owned(text.chars().map(|c| if is_obeyed(c) { ' ' } else { c }).collect())
     } else {
         Cow::Borrowed(text)
     }
+}
+
+/// Whether the text is printable ASCII: nearly all there is, and as wide as it is long.
+pub(super) fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b' '..=b'~'))
 }
 
 /// The same, and not longer than a line.

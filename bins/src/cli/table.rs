@@ -1,7 +1,8 @@
 //! Tables that fit the terminal. Pure: a list of a thousand rows costs less than starting the program, which is why this is
 //! not a table library's dynamic layout. Cells may be anybody's text: none of them leaves its line.
 
-use super::printable::printable;
+use super::printable::{is_plain, printable};
+use std::borrow::Cow;
 use std::fmt::Write;
 
 /// Between two columns.
@@ -14,7 +15,7 @@ pub(super) fn render<C: AsRef<str>>(headings: &[&str], rows: &[impl AsRef<[C]>],
     let mut widths: Vec<usize> = headings.iter().map(|heading| heading.len()).collect();
     for row in rows {
         for (widest, cell) in widths.iter_mut().zip(row.as_ref()) {
-            *widest = (*widest).max(measure(&printable(cell.as_ref())));
+            *widest = (*widest).max(measured(cell.as_ref()).1);
         }
     }
     if let Some(width) = width {
@@ -38,8 +39,14 @@ pub(super) fn pairs(rows: &[(&str, String)]) -> String {
     })
 }
 
-fn measure(cell: &str) -> usize {
-    if cell.is_ascii() { cell.len() } else { console::measure_text_width(cell) }
+/// What is shown of a cell, and how wide that is.
+fn measured(cell: &str) -> (Cow<'_, str>, usize) {
+    if is_plain(cell) {
+        return (Cow::Borrowed(cell), cell.len());
+    }
+    let shown = printable(cell);
+    let width = console::measure_text_width(&shown);
+    (shown, width)
 }
 
 fn fit(widths: &mut [usize], available: usize) {
@@ -56,8 +63,7 @@ fn fit(widths: &mut [usize], available: usize) {
 fn line<'a>(text: &mut String, cells: impl ExactSizeIterator<Item = &'a str>, widths: &[usize]) {
     let last = cells.len().saturating_sub(1);
     for (index, (cell, width)) in cells.zip(widths).enumerate() {
-        let cell = printable(cell);
-        let measured = measure(&cell);
+        let (cell, measured) = measured(cell);
         if measured > *width {
             text.push_str(&console::truncate_str(&cell, *width, "…"));
         } else {
