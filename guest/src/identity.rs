@@ -5,7 +5,7 @@ use messages::guest::{BootSpec, GuestNetwork, HOSTS_MARK};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 /// Runtime files of the agent, host keys among them.
@@ -50,22 +50,47 @@ pub fn set_clock(unix_ns: u64) -> io::Result<()> {
     Ok(nix::time::clock_settime(nix::time::ClockId::CLOCK_REALTIME, time.into())?)
 }
 
-/// Everything else of the spec that is a name or a file.
+/// Everything else of the spec that is a name or a file. What cannot be written on the guest's own disk is said, and no reason not to
+/// boot: a user who has made `/etc/resolv.conf` immutable means it, and one who has broken it needs a way in.
 ///
 /// # Errors
 /// [`IdentityError`].
-pub fn assume(spec: &BootSpec) -> Result<(), IdentityError> {
+pub fn assume(spec: &BootSpec) -> Result<Lacking, IdentityError> {
     let name = spec.name.as_str();
     nix::unistd::sethostname(name).map_err(|error| IdentityError::HostName(error.into()))?;
-    directory(Path::new("/etc"), 0o755)?;
-    write("/etc/hostname", format!("{name}\n").as_bytes(), 0o644)?;
-    write("/etc/machine-id", format!("{}\n", spec.machine_id).as_bytes(), 0o444)?;
-    rewrite("/etc/hosts", 0o644, |old| hosts_file(old, name, spec.network.as_ref()))?;
-    if let Some(network) = &spec.network {
-        write_resolvers("/etc/resolv.conf", network)?;
-    }
     directory(Path::new(RUNTIME_DIRECTORY), 0o700)?;
-    write_ssh(spec)
+    write_ssh(spec)?;
+    let mut lacking = Lacking::default();
+    lacking.note(directory(Path::new("/etc"), 0o755));
+    lacking.note(write("/etc/hostname", format!("{name}\n").as_bytes(), 0o644));
+    lacking.note(write("/etc/machine-id", format!("{}\n", spec.machine_id).as_bytes(), 0o444));
+    lacking.note(rewrite("/etc/hosts", 0o644, |old| hosts_file(old, name, spec.network.as_ref())));
+    if let Some(network) = &spec.network {
+        lacking.note(write_resolvers("/etc/resolv.conf", network));
+    }
+    if !spec.authorized_keys.is_empty() {
+        lacking.note(let_in(Path::new("/root"), &spec.authorized_keys));
+    }
+    Ok(lacking)
+}
+
+/// Parts of an identity that were not taken over.
+#[derive(Debug, Default)]
+pub struct Lacking(Vec<String>);
+
+impl Lacking {
+    fn note(&mut self, result: Result<(), IdentityError>) {
+        let Err(error) = result else { return };
+        let cause = std::error::Error::source(&error).map_or_else(String::new, |cause| format!(": {cause}"));
+        tracing::warn!("{error}{cause}");
+        self.0.push(format!("{error}{cause}"));
+    }
+
+    /// For whoever looks at the VM; `None` where nothing is lacking.
+    #[must_use]
+    pub fn warning(&self) -> Option<String> {
+        (!self.0.is_empty()).then(|| self.0.join("; "))
+    }
 }
 
 fn hosts_file(old: &[u8], name: &str, network: Option<&GuestNetwork>) -> Vec<u8> {
@@ -115,7 +140,7 @@ fn write_resolvers(path: &str, network: &GuestNetwork) -> Result<(), IdentityErr
     }
 }
 
-/// Host keys and sshd's configuration, and the key that opens the door.
+/// Host keys and sshd's configuration, and the keys that open the door to everybody, where the image cannot be in the way.
 fn write_ssh(spec: &BootSpec) -> Result<(), IdentityError> {
     let mut config = String::from(SSHD_CONFIG);
     for (index, key) in spec.ssh_host_keys.iter().enumerate() {
@@ -129,15 +154,19 @@ fn write_ssh(spec: &BootSpec) -> Result<(), IdentityError> {
     if spec.authorized_keys.is_empty() {
         return Ok(());
     }
-    write(EVERYBODYS_KEYS, &with_keys(b"", &spec.authorized_keys), 0o644)?;
-    // What StrictModes wants of every directory on the way.
-    directory(Path::new("/root"), 0o700)?;
-    own(Path::new("/root"), 0o755)?;
-    directory(Path::new("/root/.ssh"), 0o700)?;
-    own(Path::new("/root/.ssh"), 0o700)?;
-    let path = "/root/.ssh/authorized_keys";
-    rewrite(path, 0o600, |old| with_keys(old, &spec.authorized_keys))?;
-    own(Path::new(path), 0o600)
+    write(EVERYBODYS_KEYS, &with_keys(b"", &spec.authorized_keys), 0o644)
+}
+
+/// Opens root's door. With what StrictModes wants of every directory on the way.
+fn let_in(home: &Path, keys: &[String]) -> Result<(), IdentityError> {
+    directory(home, 0o700)?;
+    own(home, 0o755)?;
+    let directory_of_keys = home.join(".ssh");
+    directory(&directory_of_keys, 0o700)?;
+    own(&directory_of_keys, 0o700)?;
+    let path = directory_of_keys.join("authorized_keys");
+    rewrite(&path.to_string_lossy(), 0o600, |old| with_keys(old, keys))?;
+    own(&path, 0o600)
 }
 
 const SSHD_CONFIG: &str = "\
@@ -170,8 +199,12 @@ fn with_keys(old: &[u8], keys: &[String]) -> Vec<u8> {
 /// Root's, with at most these permissions.
 fn own(path: &Path, mode: u32) -> Result<(), IdentityError> {
     let owned = || -> io::Result<()> {
-        std::os::unix::fs::chown(path, Some(0), Some(0))?;
-        let old = fs::metadata(path)?.permissions().mode() & 0o7777;
+        let metadata = fs::metadata(path)?;
+        // One that is root's already may be immutable.
+        if (metadata.uid(), metadata.gid()) != (0, 0) {
+            std::os::unix::fs::chown(path, Some(0), Some(0))?;
+        }
+        let old = metadata.permissions().mode() & 0o7777;
         if old & mode != old { fs::set_permissions(path, fs::Permissions::from_mode(old & mode)) } else { Ok(()) }
     };
     owned().map_err(|source| IdentityError::Write { path: path.display().to_string(), source })
@@ -255,6 +288,21 @@ mod tests {
         assert_eq!(once, b"ssh-rsa BBBB m\xfcller\nssh-ed25519 AAAA managed\n");
         assert_eq!(with_keys(&once, &keys), once);
         assert_eq!(with_keys(b"", &keys), b"ssh-ed25519 AAAA managed\n");
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_said_and_nothing_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut lacking = Lacking::default();
+        lacking.note(Ok(()));
+        assert_eq!(lacking.warning(), None);
+        let resolvers = directory.path().join("resolv.conf");
+        fs::create_dir(&resolvers).unwrap();
+        lacking.note(write_resolvers(resolvers.to_str().unwrap(), &network()));
+        fs::write(directory.path().join(".ssh"), "no directory").unwrap();
+        lacking.note(let_in(directory.path(), &["ssh-ed25519 AAAA managed".to_owned()]));
+        let warning = lacking.warning().unwrap();
+        assert!(warning.contains("resolv.conf`: Is a directory") && warning.contains("; failed to write"), "{warning}");
     }
 
     #[test]

@@ -13,7 +13,9 @@ use crate::privileged::{DnsSockets, Perform, PerformBindDns};
 use crate::supervise::{Panicked, Restarts, guard, guard_unit, told};
 use crate::vm::{Published, Watch};
 use actix::fut::{ActorFutureExt as _, WrapFuture as _};
-use actix::{Actor, AsyncContext as _, Context, Handler, Message, Recipient, ResponseActFuture, Supervised};
+use actix::{
+    Actor, AsyncContext as _, Context, Handler, Message, Recipient, ResponseActFuture, SpawnHandle, Supervised,
+};
 use messages::WireError;
 use messages::ids::{InstanceId, InterfaceName, VmId};
 use messages::privileged::{PrivilegedOperation, Subnet};
@@ -32,6 +34,8 @@ const MAILBOX: usize = 1024;
 const BRIDGE_RETRY: Duration = Duration::from_secs(30);
 /// How long names stay without their way through the host's resolver after something there was restarted.
 const ROUTE_AGAIN: Duration = Duration::from_secs(60);
+/// The longest wait after failures in a row.
+const ROUTE_RETRY_LAST: Duration = Duration::from_secs(3600);
 /// A listener that ends more often than this is left alone.
 const LISTENER_RESTARTS: usize = 10;
 const RESTART_WINDOW: Duration = Duration::from_secs(600);
@@ -78,6 +82,9 @@ pub struct ZoneKeeper {
     asking: bool,
     /// True while a retry of the bridge's listener is due.
     retrying: bool,
+    /// When the host's resolver is told again, and how long after a failure that is.
+    route_timer: Option<SpawnHandle>,
+    route_retry: Duration,
     restarts: Restarts,
 }
 
@@ -108,6 +115,8 @@ impl ZoneKeeper {
             on_bridge: None,
             asking: false,
             retrying: false,
+            route_timer: None,
+            route_retry: ROUTE_AGAIN,
             restarts: Restarts::new(LISTENER_RESTARTS, RESTART_WINDOW),
         };
         (keeper, published)
@@ -257,8 +266,8 @@ impl ZoneKeeper {
         self.status.send_modify(|status| status.bridge = state);
     }
 
-    /// Has the host's own resolver send `.vm` here, and again from time to time while it does: it, or the helper that told
-    /// it, may have been restarted. A host whose resolver cannot do that is asked once.
+    /// Has the host's own resolver send `.vm` here, and again from time to time: it, or the helper that told it, may have been
+    /// restarted, or be just starting.
     fn route_names(&mut self, ctx: &mut Context<Self>) {
         let (instance, bridge, subnet) = (self.instance, self.bridge.clone(), self.subnet);
         let asked = self.router.send(Perform(PrivilegedOperation::RouteNames { instance, bridge, subnet }));
@@ -269,8 +278,15 @@ impl ZoneKeeper {
                     Ok(Err(error)) => HostRouting::Failed(error.to_string()),
                     Err(_) => HostRouting::Failed("the helper's client restarted".to_owned()),
                 };
-                if routing == HostRouting::Routed {
-                    ctx.run_later(ROUTE_AGAIN, |keeper, ctx| guard_unit(ctx, |ctx| keeper.route_names(ctx)));
+                // A host whose resolver cannot do that is asked ever less often.
+                let doubled = (keeper.route_retry * 2).min(ROUTE_RETRY_LAST);
+                let wait = match routing {
+                    HostRouting::Routed => std::mem::replace(&mut keeper.route_retry, ROUTE_AGAIN).min(ROUTE_AGAIN),
+                    _ => std::mem::replace(&mut keeper.route_retry, doubled),
+                };
+                let again = ctx.run_later(wait, |keeper, ctx| guard_unit(ctx, |ctx| keeper.route_names(ctx)));
+                if let Some(before) = keeper.route_timer.replace(again) {
+                    ctx.cancel_future(before);
                 }
                 keeper.status.send_modify(|status| status.routing = routing);
             });
@@ -336,7 +352,7 @@ impl Actor for ZoneKeeper {
 impl Supervised for ZoneKeeper {
     /// The zone may have been half written; in one piece, so that no name is missing for a moment.
     fn restarting(&mut self, _: &mut Self::Context) {
-        self.retrying = false;
+        (self.retrying, self.route_timer) = (false, None);
         self.asking = false;
         let mut zone = Zone::new(Some(self.subnet));
         for (vm, watch) in &self.vms {

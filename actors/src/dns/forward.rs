@@ -102,7 +102,8 @@ impl Forwarder {
         Self { upstreams, places: Shares::new(FORWARDS_MAX, FORWARDS_EACH) }
     }
 
-    /// Asks one resolver after the other until one answers.
+    /// Asks one resolver after the other until one answers the question. That one cannot, or does not want to, is an answer only where
+    /// no other has a better one: behind a VPN each knows its own names.
     ///
     /// # Errors
     /// [`ForwardError`].
@@ -112,16 +113,27 @@ impl Forwarder {
         if upstreams.is_empty() {
             return Err(ForwardError::NoUpstream);
         }
+        let mut unwilling = None;
         for upstream in upstreams {
             let message = write_down(question)?;
             let bytes = message.to_vec().map_err(ForwardError::Encode)?;
             match ask_one(upstream, &message, &bytes, question.transport).await {
+                Ok(answer) if is_unwilling(&answer) => {
+                    tracing::debug!(%upstream, code = %answer.metadata.response_code, "a resolver of this host's does not help");
+                    unwilling.get_or_insert(answer);
+                }
                 Ok(answer) => return Ok(answer),
                 Err(error) => tracing::debug!(%upstream, %error, "a resolver of this host's is of no use"),
             }
         }
-        Err(ForwardError::Silent)
+        unwilling.ok_or(ForwardError::Silent)
     }
+}
+
+/// As the C library's resolver has it: these codes send it to the next one.
+fn is_unwilling(answer: &Message) -> bool {
+    use hickory_server::proto::op::ResponseCode::{FormErr, NotImp, Refused, ServFail};
+    matches!(answer.metadata.response_code, ServFail | Refused | NotImp | FormErr)
 }
 
 fn write_down(question: &Question) -> Result<Message, ForwardError> {

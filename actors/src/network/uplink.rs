@@ -18,6 +18,8 @@ const INTERFACES: &str = "/sys/class/net";
 const RESOLVER_FILES: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
 /// As many as glibc reads (`MAXNS`, resolv.h).
 const RESOLVERS_MAX: usize = 3;
+/// Of a list, so many are looked at: some of them are left out later.
+const LISTED_MAX: usize = 8;
 
 /// What guests are told of the world.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,7 +73,9 @@ impl Uplink {
     /// the time in which the daemon is being restarted; they are asked only when it is silent.
     #[must_use]
     pub fn for_guests(&self) -> Vec<Ipv4Addr> {
-        self.own_resolver.into_iter().chain(self.resolvers.iter().copied()).take(RESOLVERS_MAX).collect()
+        // A host whose resolver sends `.vm` here may list us as well.
+        let others = self.resolvers.iter().copied().filter(|resolver| Some(*resolver) != self.own_resolver);
+        self.own_resolver.into_iter().chain(others).take(RESOLVERS_MAX).collect()
     }
 }
 
@@ -133,6 +137,6 @@ pub(super) fn resolvers(text: &str, acceptable: fn(&IpAddr) -> bool) -> Vec<IpAd
         .filter_map(|line| line.trim().strip_prefix("nameserver"))
         .filter_map(|rest| rest.split_ascii_whitespace().next()?.parse::<IpAddr>().ok())
         .filter(|address| !address.is_loopback() && !address.is_unspecified() && acceptable(address))
-        .take(RESOLVERS_MAX)
+        .take(LISTED_MAX)
         .collect()
 }

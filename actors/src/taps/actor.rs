@@ -344,7 +344,7 @@ impl Supervised for TapPool {
         self.waiters.clear();
         self.grant_waiters.clear();
         (self.applied, self.granting) = (None, false);
-        (self.listed, self.listing, self.retrying) = (false, false, false);
+        (self.listed, self.listing, self.retrying, self.checking) = (false, false, false, false);
     }
 }
 

@@ -300,6 +300,11 @@ impl Vm {
     /// Tells the machine of the VMM's end, once: after all that the guest said before it.
     pub(super) fn conclude(&mut self, ctx: &mut Context<Self>) {
         let Some(exit) = self.exit.take() else { return };
+        let told_to_end = matches!(self.state.at, At::Stopping { then: Then::Rest, .. });
+        if told_to_end && self.record.lifetime == Lifetime::Ephemeral && self.record.operation.is_some() {
+            // With it ended the command that it was made for, which nobody hears of any more.
+            self.step_quietly(Event::Delete { force: true }, ctx);
+        }
         let wish = match self.state.at {
             At::Booting { .. } | At::Running { .. } => {
                 let error = WireError::new(ErrorKind::Guest, format!("the VMM ended: {}", exit.reason))

@@ -66,7 +66,9 @@ pub(super) struct LinkChange {
     pub name: Option<InterfaceName>,
     pub mtu: Option<u32>,
     pub controller: Option<u32>,
-    /// Brings it up. Nothing here takes an interface down.
+    /// Takes it down, before anything else is changed.
+    pub down: bool,
+    /// Brings it up.
     pub up: bool,
 }
 

@@ -289,12 +289,17 @@ impl<H: Host> Operations<H> {
             controller: (link.controller != Some(bridge.index)).then_some(bridge.index),
             ..LinkChange::default()
         };
+        // A port of another bridge that is up would come to this one up, and not isolated yet.
+        let moves_up = link.up && change.controller.is_some();
+        if moves_up {
+            self.host.change_link(&link, &LinkChange { down: true, ..LinkChange::default() }).await?;
+        }
         if change != LinkChange::default() {
             self.host.change_link(&link, &change).await?;
         }
         // Isolated before it is up: no moment at which a guest could reach another.
         self.host.isolate_port(&link, instance.guest_mac(tap)).await?;
-        if !link.up {
+        if !link.up || moves_up {
             self.host.change_link(&link, &LinkChange { up: true, ..LinkChange::default() }).await?;
         }
         Ok(())

@@ -11,7 +11,7 @@ use messages::limits::LIST_MAX;
 use nix::unistd::{Gid, Uid};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 /// Where programs are looked for when neither image nor request says so.
@@ -242,7 +242,8 @@ fn environment(exec: &ExecSpec, config: &ImageConfig, account: &Account, place: 
     variables
 }
 
-/// The request's directory and the image's must exist; a home that does not is replaced by the root.
+/// The request's directory must exist, the image's is made where it does not, as docker does; a home that does not is replaced by the
+/// root.
 fn directory(exec: &ExecSpec, config: &ImageConfig, account: &Account, place: &Place) -> Result<PathBuf, PlanError> {
     let base = match place {
         Place::Guest => Path::new("/"),
@@ -258,6 +259,10 @@ fn directory(exec: &ExecSpec, config: &ImageConfig, account: &Account, place: &P
                 if inner.is_dir() { inner } else { base.join(wanted) }
             }
         };
+        if exec.workdir.is_none() && matches!(place, Place::Guest) && !wanted.exists() {
+            // Where it cannot be made, it is not there.
+            std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&wanted).ok();
+        }
         return if wanted.is_dir() { Ok(wanted) } else { Err(PlanError::NoDirectory(wanted)) };
     }
     match place {

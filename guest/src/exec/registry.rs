@@ -5,6 +5,7 @@ use crate::outbox::Outbox;
 use messages::frame;
 use messages::guest::{AgentFrame, ExitStatus, OnDisconnect, TerminalSize};
 use messages::ids::OperationId;
+use messages::limits::LIST_MAX;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -127,8 +128,13 @@ struct State {
 
 /// Says why an operation is not begun.
 #[derive(Debug, thiserror::Error)]
-#[error("operation {0} has been opened before")]
-pub struct OpenedBefore(pub OperationId);
+pub enum BeginError {
+    #[error("operation {0} has been opened before")]
+    OpenedBefore(OperationId),
+    /// All that run are told to a daemon that comes anew, which takes no longer list.
+    #[error("{LIST_MAX} commands run in the guest already")]
+    TooMany,
+}
 
 impl Registry {
     /// A registry that tells `outbox` what happens.
@@ -176,11 +182,14 @@ impl Registry {
     /// Takes the id of an operation that is about to start.
     ///
     /// # Errors
-    /// [`OpenedBefore`]: an id is used once.
-    pub fn begin(&self, operation: OperationId) -> Result<(), OpenedBefore> {
+    /// [`BeginError`]: an id is used once, and there may be only so many.
+    pub fn begin(&self, operation: OperationId) -> Result<(), BeginError> {
         let mut state = self.state();
         if state.running.contains_key(&operation) || state.ended.contains_key(&operation) {
-            return Err(OpenedBefore(operation));
+            return Err(BeginError::OpenedBefore(operation));
+        }
+        if state.running.len() >= LIST_MAX {
+            return Err(BeginError::TooMany);
         }
         state.running.insert(operation, None);
         Ok(())

@@ -11,7 +11,7 @@
 use super::input::{self, Feedback, InputEnd, Stdin};
 use super::output::Output;
 use super::plan::{self, Place};
-use super::registry::{Registry, Target};
+use super::registry::{BeginError, Registry, Target};
 use super::spawn::{self, Spawned, Streams};
 use crate::ssh::setup::Keys;
 use link::frames::{FrameReader, ReadError, write_frame};
@@ -84,8 +84,15 @@ where
         Ok(Err(error)) => return tracing::warn!(%error, "an operation's stream did not begin with one"),
         Err(_) => return tracing::warn!("an operation's stream stayed silent"),
     };
-    if let Err(error) = executor.registry.begin(operation) {
-        return refuse(&mut write, WireError::from_error(ErrorKind::Conflict, &error)).await;
+    match executor.registry.begin(operation) {
+        Ok(()) => {}
+        Err(error @ BeginError::OpenedBefore(_)) => {
+            return refuse(&mut write, WireError::from_error(ErrorKind::Conflict, &error)).await;
+        }
+        Err(error @ BeginError::TooMany) => {
+            refuse(&mut write, WireError::from_error(ErrorKind::Resources, &error)).await;
+            return executor.registry.ended(operation, ExitStatus::Code(NOT_RUN_STATUS));
+        }
     }
     let status = match start(&executor, operation, exec).await {
         Ok(session) => session.run(frames, write).await,

@@ -142,7 +142,7 @@ impl GuestMachine {
         let below = below.map_err(|_| BootError::Interrupted)??;
         mounts::enter(init::NEW_ROOT)?;
         mounts::furnish(&below)?;
-        identity::assume(&spec)?;
+        let warning = identity::assume(&spec)?.warning();
         let image_init = systemd::find_init(&spec.config);
         match &image_init {
             Init::Systemd(_) => {
@@ -153,14 +153,8 @@ impl GuestMachine {
         }
         network::configure(spec.network.as_ref()).await?;
         self.ending.keep_disk(below.disk);
-        let record = Record {
-            vm: spec.vm,
-            nonce: spec.nonce,
-            config: spec.config,
-            init: image_init,
-            readiness: None,
-            warning: None,
-        };
+        let record =
+            Record { vm: spec.vm, nonce: spec.nonce, config: spec.config, init: image_init, readiness: None, warning };
         save(&record).map_err(BootError::Record)?;
         init::hand_over(&self.pid_1, record.init.program()).map_err(BootError::HandOver)?;
         self.take_up(agent, record).map_err(BootError::Record)
@@ -184,12 +178,17 @@ impl GuestMachine {
         Ok(())
     }
 
-    fn reached(&self, agent: &Agent, level: Readiness, warning: Option<String>) {
+    fn reached(&self, agent: &Agent, level: Readiness, mut warning: Option<String>) {
         if let Some(record) = &mut *self.record.lock().unwrap_or_else(PoisonError::into_inner) {
             record.readiness = record.readiness.max(Some(level));
-            if warning.is_some() {
-                record.warning.clone_from(&warning);
+            // What was said at an earlier level is still true.
+            if let (Some(new), Some(old)) = (&warning, &record.warning)
+                && !old.contains(new.as_str())
+            {
+                warning = Some(format!("{old}; {new}"));
             }
+            record.warning = warning.or(record.warning.take());
+            warning = record.warning.clone();
             if let Err(error) = save(record) {
                 tracing::warn!(%error, "a restart of the agent will forget how ready the guest is");
             }
@@ -228,6 +227,7 @@ impl GuestMachine {
     /// [`BootError`].
     pub async fn identify_anew(&self, spec: BootSpec) -> Result<(), BootError> {
         identity::wake(spec.clock_unix_ns, &spec.entropy)?;
+        // What is lacking has been logged; who looks at the VM is told at the next boot.
         identity::assume(&spec)?;
         network::configure(spec.network.as_ref()).await?;
         let record = &mut *self.record.lock().unwrap_or_else(PoisonError::into_inner);

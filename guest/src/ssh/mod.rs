@@ -31,6 +31,8 @@ const SSHD: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 22);
 const POLL: Duration = Duration::from_millis(100);
 /// An init that has not settled by then will not start it.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// How long the files may take that say who is let in.
+const SETUP_TIME: Duration = Duration::from_secs(20);
 /// How long a server of ours may take to end what ran in its sessions.
 const FAREWELL: Duration = Duration::from_secs(10);
 
@@ -70,7 +72,10 @@ async fn find(agent: &Agent) -> Option<TcpStream> {
 
 async fn own(mut stream: Stream, agent: &Agent) -> io::Result<()> {
     let world = agent.executor.world().ok_or_else(|| io::Error::other("the guest is still booting"))?;
-    let setup = Setup::gather(&world)?;
+    // On a thread: /root may lie on a file system that does not answer, and everything else has to go on.
+    let gathering = tokio::task::spawn_blocking(move || Setup::gather(&world));
+    let gathered = tokio::time::timeout(SETUP_TIME, gathering).await.map_err(|_| io::ErrorKind::TimedOut)?;
+    let setup = gathered.map_err(io::Error::other)??;
     let (mut ours, mut child) = start()?;
     hand(&mut ours, &setup).await?;
     let moved = relay(&mut stream, &mut ours).await;

@@ -238,6 +238,21 @@ fn an_ephemeral_vm_is_deleted_when_its_client_leaves_before_the_handover() {
 }
 
 #[test]
+fn an_ephemeral_vm_goes_also_where_it_is_told_to_end() {
+    for command in [Command::Kill, Command::Stop(None)] {
+        daemon(|daemon, _| async move {
+            let mut vm = daemon.running(1, VmSpec { lifetime: Lifetime::Ephemeral, ..spec("once") }).await;
+            let operation = OperationId([1; 8]);
+            vm.vm.send(BeginOperation { operation, main: true }).await.unwrap().unwrap();
+            vm.command(command).await.unwrap();
+            let down = until_down(&mut vm.watch, 1, PATIENCE).await.unwrap();
+            assert!(down.gone, "{down:?}");
+            daemon.assert_no_leaks().await;
+        });
+    }
+}
+
+#[test]
 fn an_ephemeral_vm_that_cannot_boot_is_kept_for_its_logs() {
     daemon(|daemon, world| async move {
         world.script().guest = Guest::BootFails;

@@ -140,7 +140,7 @@ fn start_locked(
     fresh_console(files).map_err(|source| ProcessError::File { path: files.console(), source })?;
     let log = files.log();
     let output = OpenOptions::new().append(true).create(true).mode(0o600).open(&log);
-    let output = output.and_then(|file| file.set_len(0).map(|()| file));
+    let output = output.and_then(|file| file.set_len(0).and_then(|()| marks::forget(&log)).map(|()| file));
     let output = output.map_err(|source| ProcessError::File { path: log, source })?;
     let null = Path::new("/dev/null");
     let stdin = File::open(null).map_err(|source| ProcessError::File { path: null.to_owned(), source })?;

@@ -186,6 +186,9 @@ pub(super) async fn change(handle: &Handle, link: &Link, change: &LinkChange) ->
     if let Some(controller) = change.controller {
         message = message.controller(controller);
     }
+    if change.down {
+        message = message.down();
+    }
     if change.up {
         disable_ipv6(handle, link).await?;
         message = message.up();

@@ -101,6 +101,13 @@ pub(super) fn append(list: &mut Attributes<'_>, expression: &Expression) {
             list.mask(&STATES.to_ne_bytes());
             list.compare(Matches::IsNot, &[0; 4]);
         }
+        Expression::Reply => {
+            list.element("ct", |a| {
+                a.number(1, REGISTER);
+                a.number(2, 1); // NFT_CT_DIRECTION
+            });
+            list.compare(Matches::Is, &[1]); // IP_CT_DIR_REPLY
+        }
         Expression::ClampSegments => list.clamp_segments(),
         Expression::Masquerade => list.element("masq", |_| ()),
         Expression::End(verdict) => list.element("immediate", |a| {

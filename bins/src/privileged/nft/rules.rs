@@ -14,7 +14,7 @@ use crate::privileged::validate::{
 };
 use Expression::{
     ArpForIpv4, ClampSegments, Destination, Destination6, DestinationPort, End, Established, IcmpRedirect,
-    InputInterface, InputInterfaces, Masquerade, Member, OutputInterface, Source, Source6,
+    InputInterface, InputInterfaces, Masquerade, Member, OutputInterface, Reply, Source, Source6,
 };
 use Matches::{Is, IsNot};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -147,7 +147,8 @@ fn frames(instance: Instance, subnet: CheckedSubnet) -> Table {
     Table { layer: Layer::Bridge, name: instance.table(), sets: vec![set], chains: vec![chain] }
 }
 
-/// From guests to the host: only answers, DNS and echo at the gateway's address, and the ports that were granted there.
+/// From guests to the host: only answers, DNS and echo at the gateway's address, and the ports that were granted there. What a guest
+/// began goes by the ports alone: a flow outlives its grant, and the guest that had the address before.
 fn input(from_guests: &Expression, subnet: CheckedSubnet) -> Vec<Rule> {
     let to_gateway = |what: Vec<Expression>| {
         let mut rule = vec![from_guests.clone(), IPV4, Destination(Is, subnet.gateway(), 32)];
@@ -157,7 +158,7 @@ fn input(from_guests: &Expression, subnet: CheckedSubnet) -> Vec<Rule> {
     };
     let mut rules = honest_source(from_guests, subnet);
     rules.extend([
-        Rule(vec![from_guests.clone(), Established, End(Verdict::Accept)]),
+        Rule(vec![from_guests.clone(), Established, Reply, End(Verdict::Accept)]),
         to_gateway(vec![Expression::Protocol(Protocol::Icmp)]),
         to_gateway(vec![Expression::Protocol(Protocol::Udp), DestinationPort(DNS_PORT)]),
         to_gateway(vec![Expression::Protocol(Protocol::Tcp), DestinationPort(DNS_PORT)]),
@@ -184,16 +185,17 @@ fn input6(from_guests: &Expression, ipv6: CheckedNetwork6) -> [Rule; 3] {
     ]
 }
 
-/// Through the host: guests out, answers in, between guests only what was granted.
+/// Through the host: guests out, answers in, between guests only what was granted: answers as long as the grant.
 fn forward(from_guests: &Expression, to_guests: &Expression, subnet: CheckedSubnet) -> Vec<Rule> {
     let mut rules = honest_source(from_guests, subnet);
-    let between =
-        |what: Expression| Rule(vec![from_guests.clone(), to_guests.clone(), IPV4, what, End(Verdict::Accept)]);
+    let between = |what: &[Expression]| {
+        Rule([&[from_guests.clone(), to_guests.clone(), IPV4], what, &[End(Verdict::Accept)]].concat())
+    };
     let clamp = |way: &Expression| Rule(vec![way.clone(), Expression::Protocol(Protocol::Tcp), ClampSegments]);
     rules.extend([
         Rule(vec![from_guests.clone(), IPV4, Destination(Is, LINK_LOCAL.0, LINK_LOCAL.1), End(Verdict::Drop)]),
-        between(Established),
-        between(Member(&[Load::Ipv4Source, Load::Ipv4Destination], PEERS)),
+        between(&[Established, Member(&[Load::Ipv4Destination, Load::Ipv4Source], PEERS)]),
+        between(&[Member(&[Load::Ipv4Source, Load::Ipv4Destination], PEERS)]),
     ]);
     if let Some(ipv6) = subnet.ipv6() {
         rules.extend(forward6(from_guests, to_guests, ipv6));
@@ -219,8 +221,10 @@ fn forward6(from_guests: &Expression, to_guests: &Expression, ipv6: CheckedNetwo
     };
     let mut rules: Vec<Rule> = METADATA6.into_iter().chain([LINK_LOCAL6]).map(never).collect();
     let granted = Member(&[Load::Ipv6SourceEnd, Load::Ipv6DestinationEnd], PEERS);
-    rules.push(between(&[Established]));
-    rules.push(between(&[Destination6(Is, ipv6.network(), GUESTS_PREFIX6), granted]));
+    let granted_back = Member(&[Load::Ipv6DestinationEnd, Load::Ipv6SourceEnd], PEERS);
+    let guests = Destination6(Is, ipv6.network(), GUESTS_PREFIX6);
+    rules.push(between(&[Established, guests.clone(), granted_back]));
+    rules.push(between(&[guests, granted]));
     rules
 }
 

@@ -178,6 +178,8 @@ pub(crate) enum Expression {
     Member(&'static [Load], &'static str),
     /// Established or related.
     Established,
+    /// Against the direction in which the flow began.
+    Reply,
     /// A TCP handshake that promises larger segments than the way out takes is made to promise less.
     ClampSegments,
     Masquerade,
@@ -281,6 +283,7 @@ impl fmt::Display for Expression {
                 write!(f, "{} @{set}", words.join(" . "))
             }
             Self::Established => write!(f, "ct state established,related"),
+            Self::Reply => write!(f, "ct direction reply"),
             Self::ClampSegments => write!(f, "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"),
             Self::Masquerade => write!(f, "masquerade"),
             Self::End(Verdict::Accept) => write!(f, "accept"),

@@ -12,8 +12,15 @@ const INTERFACE: &str = "org.freedesktop.resolve1.Manager";
 const DOMAIN: &str = "vm";
 /// How long the bus, and systemd-resolved, may take for one call.
 const CALL_TIME: Duration = Duration::from_secs(3);
+/// How long all calls together may take: less than the helper waits for the keeper, which it does without from then on.
+const CALLS_TIME: Duration = Duration::from_secs(8);
 /// `AF_INET`, as the interface wants it.
 const AF_INET: i32 = libc::AF_INET;
+
+async fn in_time(calls: impl Future<Output = Result<(), String>>) -> Result<(), String> {
+    let silent = || Err("systemd-resolved does not answer in time".to_owned());
+    tokio::time::timeout(CALLS_TIME, calls).await.unwrap_or_else(|_| silent())
+}
 
 /// Which bus; the system's, but in tests.
 #[derive(Clone, Debug)]
@@ -43,6 +50,10 @@ impl Bus {
     /// # Errors
     /// A sentence.
     pub(super) async fn route(&self, index: u32, address: Ipv4Addr) -> Result<(), String> {
+        in_time(self.set(index, address)).await
+    }
+
+    async fn set(&self, index: u32, address: Ipv4Addr) -> Result<(), String> {
         let bus = self.connect().await?;
         let index = i32::try_from(index).map_err(|_| "there is no such interface".to_owned())?;
         // What narrows comes first: at no moment is the bridge asked for anything but `.vm`.

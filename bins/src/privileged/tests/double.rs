@@ -140,6 +140,7 @@ impl Host for Double {
         words.extend(change.address.iter().map(|address| format!("address={address:02x?}")));
         words.extend(change.mtu.iter().map(|mtu| format!("mtu={mtu}")));
         words.extend(change.controller.iter().map(|_| "port".to_owned()));
+        words.extend(change.down.then(|| "down".to_owned()));
         words.extend(change.up.then(|| "up".to_owned()));
         let change = change.clone();
         self.call("change_link", &words.join(" "), |s| {
@@ -148,7 +149,7 @@ impl Host for Double {
             link.name = change.name.map_or(link.name.clone(), String::from);
             link.mtu = change.mtu.unwrap_or(link.mtu);
             link.controller = change.controller.or(link.controller);
-            link.up |= change.up;
+            link.up = (link.up && !change.down) || change.up;
         })
     }
 

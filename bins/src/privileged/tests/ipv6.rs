@@ -70,7 +70,7 @@ async fn the_rules_know_guests_by_the_end_of_their_address() {
     iifname "bbabcdef" meta nfproto ipv6 ip6 daddr fd00:ec2::/32 drop
     iifname "bbabcdef" meta nfproto ipv6 ip6 daddr fd20:ce::/32 drop
     iifname "bbabcdef" meta nfproto ipv6 ip6 daddr fe80::/10 drop
-    iifname "bbabcdef" oifname "bbabcdef" meta nfproto ipv6 ct state established,related accept
+    iifname "bbabcdef" oifname "bbabcdef" meta nfproto ipv6 ct state established,related ip6 daddr fd12:3456:789a::/96 @nh,288,32 . @nh,160,32 @peers accept
     iifname "bbabcdef" oifname "bbabcdef" meta nfproto ipv6 ip6 daddr fd12:3456:789a::/96 @nh,160,32 . @nh,288,32 @peers accept
     oifname "bbabcdef" meta nfproto ipv6 meta l4proto ipv6-icmp icmpv6 type nd-redirect drop
     iifname "bbabcdef" meta nfproto ipv6 ip6 saddr fd12:3456:789a::/64 oifname != "bbabcdef" masquerade

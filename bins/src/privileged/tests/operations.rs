@@ -143,6 +143,27 @@ async fn a_half_made_tap_is_finished() {
 }
 
 #[tokio::test]
+async fn a_tap_comes_to_another_bridge_down() {
+    let host = Double::default();
+    done(&host, bridge(ONE, "bbabcdef")).await;
+    done(&host, tap(7)).await;
+    host.with(|s| {
+        let index = s.named("btabcdef-7").unwrap().index;
+        s.links.get_mut(&index).unwrap().controller = Some(9999);
+        s.isolated.clear();
+        s.calls.clear();
+    });
+    done(&host, tap(7)).await;
+    let calls: Vec<String> = host.with(|s| s.calls.iter().filter(|call| !call.starts_with('?')).cloned().collect());
+    let at =
+        |what: &str| calls.iter().position(|call| call.contains(what)).unwrap_or_else(|| panic!("{what}: {calls:?}"));
+    assert!(
+        at(" down") < at(" port") && at(" port") < at("isolate_port") && at("isolate_port") < at(" up"),
+        "{calls:?}"
+    );
+}
+
+#[tokio::test]
 async fn interfaces_of_others_are_refused_and_left_alone() {
     let host = Double::default();
     host.with(|s| {
@@ -274,7 +295,7 @@ async fn the_rules_read_like_this() {
         type filter hook input priority 0; policy accept;
         iifname "bbabcdef" meta nfproto != ipv4 drop
         iifname "bbabcdef" meta nfproto ipv4 ip saddr != 172.16.0.0/24 drop
-        iifname "bbabcdef" ct state established,related accept
+        iifname "bbabcdef" ct state established,related ct direction reply accept
         iifname "bbabcdef" meta nfproto ipv4 ip daddr 172.16.0.1/32 meta l4proto icmp accept
         iifname "bbabcdef" meta nfproto ipv4 ip daddr 172.16.0.1/32 meta l4proto udp th dport 53 accept
         iifname "bbabcdef" meta nfproto ipv4 ip daddr 172.16.0.1/32 meta l4proto tcp th dport 53 accept
@@ -286,7 +307,7 @@ async fn the_rules_read_like_this() {
         iifname "bbabcdef" meta nfproto != ipv4 drop
         iifname "bbabcdef" meta nfproto ipv4 ip saddr != 172.16.0.0/24 drop
         iifname "bbabcdef" meta nfproto ipv4 ip daddr 169.254.0.0/16 drop
-        iifname "bbabcdef" oifname "bbabcdef" meta nfproto ipv4 ct state established,related accept
+        iifname "bbabcdef" oifname "bbabcdef" meta nfproto ipv4 ct state established,related ip daddr . ip saddr @peers accept
         iifname "bbabcdef" oifname "bbabcdef" meta nfproto ipv4 ip saddr . ip daddr @peers accept
         iifname "bbabcdef" oifname "bbabcdef" drop
         iifname "bbabcdef" meta l4proto tcp tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu

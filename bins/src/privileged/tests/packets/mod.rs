@@ -225,6 +225,11 @@ fn grants_open_exactly_what_they_say_and_go() {
         let late = udp(me, by_gateway(peer.ip), (5001, 6000), b"late");
         expect(&lab, "taken back", a, &late, b"late", Fate::Dropped);
         expect(&lab, "the port taken back", a, &knock(me, 41_003, 8080), NO_MARK, Fate::Dropped);
+        // What the kernel still knows as established: the next guest at this tap must not go on with it.
+        let on = |mark: &'static [u8]| (hop(me, peer, mark), udp(peer, by_gateway(me.ip), (6000, 5000), mark));
+        expect(&lab, "a flow of before", a, &on(b"goes on").0, b"goes on", Fate::Dropped);
+        expect(&lab, "its other half", b, &on(b"goes back").1, b"goes back", Fate::Dropped);
+        expect(&lab, "to the host", a, &udp(me, gateway, (41_000, 69), b"more tftp"), b"more tftp", Fate::Dropped);
     });
 }
 
