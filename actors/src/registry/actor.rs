@@ -92,7 +92,7 @@ fn being_rebuilt(view: &VmView) -> WireError {
 /// All VMs.
 #[derive(Debug)]
 pub struct Registry {
-    context: RegistryContext,
+    pub(super) context: RegistryContext,
     pub(super) vms: BTreeMap<VmId, Entry>,
     pub(super) names: Names,
     requests: HashMap<RequestId, VmId>,

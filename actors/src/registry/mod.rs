@@ -5,6 +5,7 @@
 
 mod actor;
 mod admission;
+mod clocks;
 mod names;
 mod queries;
 mod tending;
@@ -13,5 +14,6 @@ mod tests;
 
 pub use actor::{Check, Create, Get, Handle, Registry, RegistryContext, RenameVm};
 pub use admission::{DiskFacts, Taken, VMS_MAX, admit_count, admit_disk, admit_memory, memory_reserve_mib};
+pub use clocks::{SetClocks, keep_clocks};
 pub use names::Names;
 pub use queries::{List, Show, Summarize, Summary};

@@ -21,7 +21,7 @@ use crate::network::SettingsError;
 use crate::oci::credentials::docker_directory;
 use crate::oci::{Access, BlobCache};
 use crate::paths::Paths;
-use crate::registry::{Registry, RegistryContext};
+use crate::registry::{Registry, RegistryContext, keep_clocks};
 use crate::server::{DaemonFacts, ServerContext};
 use crate::ssh::KeyPlace;
 use crate::store::{Store, StoreError};
@@ -204,6 +204,7 @@ pub async fn start(
     let vm = VmContext { ports: ports.clone(), store: store.clone(), runtime, host_restarted };
     let context = RegistryContext { vm, host, names: Some(taps.names()) };
     let registry = Supervisor::start(move |_| Registry::new(context, records));
+    keep_clocks(registry.clone(), &Handle::current());
 
     Ok(ServerContext {
         registry,

@@ -52,6 +52,8 @@ pub(crate) struct Outside {
     pub(crate) probed: Vec<(VmId, SshPublicKey)>,
     /// VMs whose logs were looked at.
     pub(crate) noted: BTreeSet<VmId>,
+    /// Guests that were told the time.
+    pub(crate) clocks: BTreeSet<VmId>,
 }
 
 /// What a daemon holds in memory.
@@ -251,6 +253,9 @@ impl Link for FakeLink {
 
     fn call(&self, question: GuestQuestion, _: Duration) -> BoxFuture<'static, Result<GuestAnswer, WireError>> {
         let GuestQuestion::Stop { kind, .. } = question else {
+            if matches!(question, GuestQuestion::SetClock { .. }) {
+                self.world.outside().clocks.insert(self.vm);
+            }
             return Box::pin(std::future::ready(Ok(GuestAnswer::Done)));
         };
         self.world.outside().asked.push((self.vm, kind));

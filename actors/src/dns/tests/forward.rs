@@ -24,6 +24,7 @@ enum Manner {
     /// Cuts UDP answers short; the whole is to be had by TCP.
     Short,
     Fails,
+    Refuses,
 }
 
 struct Upstream {
@@ -45,6 +46,7 @@ fn answer(asked: &Message, manner: Manner, tcp: bool) -> Message {
     let name = asked.queries[0].name().clone();
     match manner {
         Manner::Fails => answer.metadata.response_code = ResponseCode::NXDomain,
+        Manner::Refuses => answer.metadata.response_code = ResponseCode::Refused,
         Manner::Short if !tcp => answer.metadata.truncation = true,
         Manner::Short => {
             for number in 0..20 {
@@ -138,6 +140,16 @@ async fn what_an_upstream_denies_is_denied() {
     let bridge = Bridge::start(vec![upstream.address, upstream.address]);
     assert_eq!(said(&bridge.ask(Bridge::GUEST, "example.com.", RecordType::A).await), "NXDomain");
     assert_eq!(upstream.asked(), 1, "an answer is an answer");
+}
+
+#[tokio::test]
+async fn one_that_does_not_want_to_answer_is_heard_last() {
+    let (unwilling, good) = (Upstream::start(Manner::Refuses), Upstream::start(Manner::Honest));
+    let bridge = Bridge::start(vec![unwilling.address, good.address]);
+    assert_eq!(said(&bridge.ask(Bridge::GUEST, "example.com.", RecordType::A).await), "192.0.2.7");
+    let alone = Bridge::start(vec![unwilling.address]);
+    assert_eq!(said(&alone.ask(Bridge::GUEST, "example.com.", RecordType::A).await), "Refused");
+    assert_eq!((unwilling.asked(), good.asked()), (2, 1));
 }
 
 #[tokio::test]

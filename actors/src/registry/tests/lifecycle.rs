@@ -1,6 +1,7 @@
 //! What happens to VMs while one daemon lives.
 
 use super::*;
+use crate::registry::SetClocks;
 use crate::vm::BeginOperation;
 use crate::vm::fake::Guest;
 use messages::error::ErrorKind;
@@ -234,6 +235,24 @@ fn an_ephemeral_vm_is_deleted_when_its_client_leaves_before_the_handover() {
         let mut kept = daemon.running(2, spec("kept")).await;
         assert!(!kept.command(Command::Abandon(None)).await.unwrap().changed);
         until_ready(&mut kept.watch, 1, Readiness::System, PATIENCE).await.unwrap();
+    });
+}
+
+#[test]
+fn guests_that_are_up_are_told_the_time() {
+    daemon(|daemon, world| async move {
+        let up = daemon.running(1, spec("up")).await;
+        let mut down = daemon.running(2, spec("down")).await;
+        down.command(Command::Kill).await.unwrap();
+        until_down(&mut down.watch, 1, PATIENCE).await.unwrap();
+        daemon.registry.send(SetClocks).await.unwrap().unwrap();
+        let told = async {
+            while !world.outside().clocks.contains(&up.id) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, told).await.expect("the clock is set");
+        assert_eq!(world.outside().clocks.len(), 1);
     });
 }
 
