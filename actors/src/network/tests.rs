@@ -134,9 +134,9 @@ fn resolvers_that_a_guest_cannot_reach_are_left_out() {
                 nameserver 192.168.1.1 \n nameserver\t10.0.0.1 # second\nnameserver fe80::1%eth0\nnameserver nonsense\nnameserver 2001:db8::1\n\
                 nameserver 10.0.0.2\nnameserver 10.0.0.3\noptions edns0";
     let found: Vec<String> = resolvers(text, IpAddr::is_ipv4).iter().map(ToString::to_string).collect();
-    assert_eq!(found, ["192.168.1.1", "10.0.0.1", "10.0.0.2"]);
+    assert_eq!(found, ["192.168.1.1", "10.0.0.1", "10.0.0.2", "10.0.0.3"]);
     let found: Vec<String> = resolvers(text, |_| true).iter().map(ToString::to_string).collect();
-    assert_eq!(found, ["192.168.1.1", "10.0.0.1", "2001:db8::1"]);
+    assert_eq!(found, ["192.168.1.1", "10.0.0.1", "2001:db8::1", "10.0.0.2", "10.0.0.3"]);
     assert!(resolvers("nameserver 127.0.0.53\noptions edns0 trust-ad\n", |_| true).is_empty());
 }
 
@@ -146,6 +146,9 @@ fn guests_ask_the_daemon_first_and_the_hosts_resolvers_while_it_is_away() {
     let uplink = Uplink { resolvers: hosts.clone(), ..Uplink::default() };
     assert_eq!(uplink.for_guests(), hosts);
     let own = Ipv4Addr::new(172, 16, 0, 1);
+    // A host that asks us for `.vm` may list us, too.
+    let listed = Uplink { own_resolver: Some(own), resolvers: [&[own][..], &hosts].concat(), ..Uplink::default() };
+    assert_eq!(listed.for_guests(), [own, hosts[0], hosts[1]]);
     assert_eq!(Uplink { own_resolver: Some(own), ..uplink }.for_guests(), [own, hosts[0], hosts[1]]);
     assert_eq!(Uplink { own_resolver: Some(own), ..Uplink::default() }.for_guests(), [own]);
 }
