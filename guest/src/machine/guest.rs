@@ -182,13 +182,11 @@ impl GuestMachine {
         if let Some(record) = &mut *self.record.lock().unwrap_or_else(PoisonError::into_inner) {
             record.readiness = record.readiness.max(Some(level));
             // What was said at an earlier level is still true.
-            if let (Some(new), Some(old)) = (&warning, &record.warning)
-                && !old.contains(new.as_str())
-            {
-                warning = Some(format!("{old}; {new}"));
-            }
-            record.warning = warning.or(record.warning.take());
-            warning = record.warning.clone();
+            warning = match (warning, record.warning.take()) {
+                (Some(new), Some(old)) if !old.contains(&new) => Some(format!("{old}; {new}")),
+                (new, old) => old.or(new),
+            };
+            record.warning.clone_from(&warning);
             if let Err(error) = save(record) {
                 tracing::warn!(%error, "a restart of the agent will forget how ready the guest is");
             }
