@@ -149,3 +149,17 @@ pub struct CatalogEntry {
     /// The file or address that the entry was read from; `built-in` for our own.
     pub origin: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_have_a_size_that_fits_a_boot_and_a_list() {
+        let of = |env: Vec<String>| ImageConfig { env, cmd: vec!["run".to_owned()], ..ImageConfig::default() };
+        assert_eq!(of(vec!["A=b".to_owned()]).check(), Ok(()));
+        assert!(of(vec!["x".repeat(ImageConfig::BYTES_MAX)]).check().unwrap_err().contains("64 KiB"));
+        assert!(of(vec![String::new(); 10_000]).check().is_err(), "many empty ones are as long");
+        assert!(of(vec!["A=\0".to_owned()]).check().unwrap_err().contains("NUL"));
+    }
+}
